@@ -1,0 +1,206 @@
+"""Every error that Lockstep raises, each with its cause and its remedy.
+
+LockstepError
+├── SettingError              a setting is missing, wrong or contradicts another
+├── SourceError               the source is at fault; nothing was written
+│   ├── SourceUnreachable     no connection, or it broke
+│   ├── SourceTimeout         it answered too slowly
+│   ├── SourceRefused         it answered with a status that is not a success
+│   ├── SourceIncomplete      its answer ended early
+│   ├── SourceInvalid         its answer is not the JSON that was asked for
+│   ├── SourceTooLarge        its answer, or one record of it, exceeds a cap
+│   ├── AddressRefused        it led to an address that may not be contacted
+│   └── SchemaConflict        its values do not fit the mirror's columns
+├── DatabaseError             the database is at fault; the transaction was rolled back
+│   ├── DatabaseUnavailable   no connection, or it broke
+│   ├── DatabaseBlocked       another session holds a lock for too long
+│   └── DatabaseRefused       it refused: rights, space, limits, a constraint
+├── RunError                  the run itself could not go on
+│   ├── MirrorBusy            another run of the same mirror is under way
+│   ├── PlanStale             the plan that was to be applied is not the plan any more
+│   ├── ApprovalRefused       there is no hold that this approval could release
+│   └── RunInterrupted        the run was stopped before it could finish
+├── NotFound                  what was asked for does not exist
+└── BadRequest                the request itself is malformed
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+
+class LockstepError(Exception):
+    """Something went wrong.
+
+    `cause` says what happened, `remedy` what to do about it; both are fit for logs and answers,
+    so they never carry a secret. `code` is stable and meant for programs.
+    """
+
+    code = "error"
+    default_remedy = "See app.log for the details."
+
+    def __init__(self, cause: str, *, remedy: str | None = None) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.remedy = remedy or self.default_remedy
+
+    def __str__(self) -> str:
+        return f"{self.cause} {self.remedy}"
+
+
+class SettingError(LockstepError):
+    """A setting is missing, wrong or contradicts another."""
+
+    code = "setting_wrong"
+    default_remedy = "Correct the setting and start again; the README lists every one."
+
+
+class SourceError(LockstepError):
+    """The source is at fault; nothing was written."""
+
+    code = "source_failed"
+    default_remedy = "Nothing was written. Check the source and sync again."
+
+
+class SourceUnreachable(SourceError):
+    """The source could not be reached, or the connection to it broke."""
+
+    code = "source_unreachable"
+    default_remedy = "Nothing was written. Check that the source is up and that its URL is right, then sync again."
+
+
+class SourceTimeout(SourceError):
+    """The source answered too slowly."""
+
+    code = "source_timeout"
+    default_remedy = "Nothing was written. Raise the timeout that is named, or make the source faster, then sync again."
+
+
+class SourceRefused(SourceError):
+    """The source answered with a status that is not a success."""
+
+    code = "source_refused"
+
+    def __init__(self, cause: str, *, status: int, retry_after_seconds: float | None = None) -> None:
+        super().__init__(cause)
+        self.status = status
+        self.retry_after_seconds = retry_after_seconds
+
+
+class SourceIncomplete(SourceError):
+    """The source's answer ended before it was complete."""
+
+    code = "source_incomplete"
+    default_remedy = "Nothing was written. Sync again; if it stays so, the source or a proxy cuts its answers short."
+
+
+class SourceInvalid(SourceError):
+    """The source's answer is not the JSON that was asked for."""
+
+    code = "source_invalid"
+    default_remedy = (
+        "Nothing was written. Look at what the URL answers; SOURCE_RECORDS and SOURCE_FORMAT say where records are."
+    )
+
+
+class SourceTooLarge(SourceError):
+    """The source's answer, or one record of it, exceeds a cap."""
+
+    code = "source_too_large"
+    default_remedy = "Nothing was written. Raise the cap that is named if the source is right to be this large."
+
+
+class AddressRefused(SourceError):
+    """The source led to an address that may not be contacted."""
+
+    code = "address_refused"
+    default_remedy = "Nothing was fetched. Set ALLOW_PRIVATE=true if the source is meant to be in a private network."
+
+
+class SchemaConflict(SourceError):
+    """The source's values do not fit the mirror's columns."""
+
+    code = "schema_conflict"
+    default_remedy = "Nothing was written. Alter the column that is named, or correct the source, then sync again."
+
+
+class DatabaseError(LockstepError):
+    """The database is at fault; the transaction was rolled back."""
+
+    code = "database_failed"
+    default_remedy = "Nothing was written. Check the database and sync again."
+
+
+class DatabaseUnavailable(DatabaseError):
+    """The database could not be reached, or the connection to it broke."""
+
+    code = "database_unavailable"
+    default_remedy = (
+        "Check that the database is up and that its address and password are right; the service recovers by itself."
+    )
+
+
+class DatabaseBlocked(DatabaseError):
+    """Another session holds a lock for too long."""
+
+    code = "database_blocked"
+    default_remedy = "Nothing was written. End the session that is named, or let it finish, then sync again."
+
+
+class DatabaseRefused(DatabaseError):
+    """The database refused: missing rights, no space, a limit or a constraint."""
+
+    code = "database_refused"
+
+
+class RunError(LockstepError):
+    """The run itself could not go on."""
+
+    code = "run_failed"
+
+
+class MirrorBusy(RunError):
+    """Another run of the same mirror is under way."""
+
+    code = "busy"
+    default_remedy = "Wait for that run to end, then sync again."
+
+    def __init__(self, cause: str, *, run: int, since: datetime) -> None:
+        super().__init__(cause)
+        self.run = run
+        self.since = since
+
+
+class PlanStale(RunError):
+    """The plan that was to be applied is not the plan any more."""
+
+    code = "stale"
+    default_remedy = "Nothing was written. Ask for a new plan with ?dry_run=1 and apply that."
+
+
+class ApprovalRefused(RunError):
+    """There is no hold that this approval could release."""
+
+    code = "approval_refused"
+    default_remedy = "Look at GET /runs for the newest run with status held, and approve that one."
+
+
+class RunInterrupted(RunError):
+    """The run was stopped before it could finish."""
+
+    code = "interrupted"
+    default_remedy = "Nothing was written. Sync again."
+
+
+class NotFound(LockstepError):
+    """What was asked for does not exist."""
+
+    code = "not_found"
+    default_remedy = "Check the address; the README lists the routes."
+
+
+class BadRequest(LockstepError):
+    """The request itself is malformed."""
+
+    code = "bad_request"
+    default_remedy = "Correct the request; the README lists the parameters."
