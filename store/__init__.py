@@ -1,0 +1,1 @@
+"""All SQL of the service, and the embedded server."""

@@ -1,0 +1,1 @@
+"""The tests, by module and by kind."""
