@@ -21,6 +21,8 @@ from pathlib import Path
 
 from errors import SettingError
 
+PROGRAMS = ("initdb", "pg_ctl", "postgres")
+
 OLDEST_MAJOR = 15
 """The oldest PostgreSQL that the service works with."""
 
@@ -165,7 +167,7 @@ def _newest_first(directories: Iterator[Path]) -> list[Path]:
 
 def _inspect(directory: Path) -> Binaries | None:
     """Ask the programs in `directory` for their version; None where they are missing or do not run."""
-    if not all((directory / program).is_file() for program in ("initdb", "pg_ctl", "postgres")):
+    if not all((directory / name).is_file() for name in PROGRAMS):
         return None
     try:
         answer = run([str(directory / "postgres"), "--version"], None).stdout
@@ -179,32 +181,45 @@ def _reachable(binaries: Binaries, account: Account | None, refuge: Path) -> Bin
     """Give back `binaries`, or a copy of them that `account` can run."""
     if account is None or _runs(binaries.directory, account):
         return binaries
-    copy = refuge / f"programs-{binaries.version}-{sysconfig.get_platform()}"
-    if not _runs(copy / "bin", account):
-        _copy_open(binaries.directory.parent, copy)
-    if not _runs(copy / "bin", account):
+    copy = _copied(binaries, refuge)
+    if not _runs(copy, account):
         raise SettingError(
             f"The embedded PostgreSQL runs as {account.name}, who can run neither {binaries.directory} nor a copy.",
             remedy="Install the virtual environment where every user can read it, or set DATABASE_URL.",
         )
-    return Binaries(directory=copy / "bin", version=binaries.version, major=binaries.major)
+    return Binaries(directory=copy, version=binaries.version, major=binaries.major)
+
+
+def _copied(binaries: Binaries, refuge: Path) -> Path:
+    """Copy the programs and what they load into `refuge`, unless a copy of this version is there, and say where."""
+    installation = binaries.directory.parent
+    name = f"programs-{binaries.version}-{sysconfig.get_platform()}"
+    copy = refuge / name
+    if not copy.exists():
+        for leftover in refuge.glob("programs-*"):
+            shutil.rmtree(leftover)
+        aside = refuge / f"{name}.new"
+        _copy_open(installation, aside / installation.parent.name / installation.name)
+        libraries = installation.parent.with_name(f"{installation.parent.name}.libs")  # where wheels for Linux put them
+        if libraries.is_dir():
+            _copy_open(libraries, aside / libraries.name)
+        aside.chmod(0o755)
+        aside.rename(copy)
+    return copy / installation.parent.name / installation.name / binaries.directory.name
 
 
 def _runs(directory: Path, account: Account) -> bool:
-    """Whether `account` can start the programs in `directory` and read what lies beside them."""
+    """Whether `account` can start the programs in `directory`, with the libraries that they load."""
     try:
-        return run([str(directory / "postgres"), "--version"], account).returncode == 0
+        return all(run([str(directory / name), "--version"], account).returncode == 0 for name in PROGRAMS)
     except OSError:
         return False
 
 
 def _copy_open(source: Path, target: Path) -> None:
-    """Copy a tree of programs aside and move it into place, readable for everyone whatever its modes were."""
-    aside = target.with_name(f"{target.name}.new")
-    for leftover in (aside, target):
-        shutil.rmtree(leftover, ignore_errors=True)
-    shutil.copytree(source, aside, symlinks=True, ignore=shutil.ignore_patterns("include", "*.a"))
-    for path in (aside, *aside.rglob("*")):
+    """Copy a tree readable for everyone, whatever the modes of its files and directories were."""
+    shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns("include", "*.a"))
+    target.parent.chmod(0o755)
+    for path in (target, *target.rglob("*")):
         if not path.is_symlink():
             path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
-    aside.rename(target)

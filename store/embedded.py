@@ -40,6 +40,7 @@ POLL_SECONDS = 0.02
 MAX_SOCKET_PATH = 100
 """A socket's path has at most 108 bytes on Linux, 104 on macOS."""
 MAX_LOG_BYTES = 10 * 2**20
+QUOTED_LINES = 4
 BUILTIN_LOCALE_MAJOR = 17
 """Since this version a locale with the characters of Unicode comes with PostgreSQL, the same on every system."""
 
@@ -232,6 +233,7 @@ class EmbeddedServer:
         """Stop the server: connections are cut, transactions rolled back, everything is flushed to disk."""
         began = time.monotonic()
         if (server := postmaster.find(self.data_directory)) is None:
+            postmaster.end_orphans(self.data_directory)
             return
         with suppress(psutil.NoSuchProcess):
             server.send_signal(signal.SIGINT)
@@ -323,10 +325,11 @@ def _tail(log_file: Path, start: int) -> str:
 
 
 def _fail(what: str, output: str, log_file: Path) -> NoReturn:
-    """Raise the error that quotes the last lines of `output`."""
+    """Raise the error that quotes the lines of `output` which say why, or the last ones where none does."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
+    telling = [line for line in lines if re.search("FATAL|PANIC|error|invalid|could not", line)]
     raise DatabaseUnavailable(
-        f"The embedded PostgreSQL {what}: {' | '.join(lines[-5:]) or 'it gave no reason'}",
+        f"The embedded PostgreSQL {what}: {' | '.join((telling or lines)[-QUOTED_LINES:]) or 'it gave no reason'}.",
         remedy=f"Put right what it names (its log is {log_file}), or set DATABASE_URL to a server of your own.",
     )
 

@@ -86,7 +86,7 @@ def _line(cluster: Path, index: int) -> str:
     """Read one line of the file that a running server keeps; empty where there is none."""
     try:
         lines = (cluster / "postmaster.pid").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ""
     return lines[index].strip() if index < len(lines) else ""
 
