@@ -18,7 +18,7 @@ ENV PATH=/app/.venv/bin:$PATH \
     PORT=5001 \
     DATA_DIR=/data \
     LOG_FILE=/data/app.log
-USER lockstep
+USER 10001:10001
 VOLUME /data
 EXPOSE 5001
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \

@@ -85,7 +85,7 @@ def pinned() -> list[str]:
 
 def pip(*arguments: str) -> None:
     """Install with pip, or end with its own message and what to do."""
-    options = ("--quiet", "--no-input", "--disable-pip-version-check", "--progress-bar=off")
+    options = ("--quiet", "--quiet", "--no-input", "--disable-pip-version-check", "--progress-bar=off")
     if subprocess.run([PYTHON, "-m", "pip", "install", *options, *arguments], check=False).returncode:
         sys.exit(
             "scripts/install: pip could not install everything; its message is above.\n"

@@ -18,7 +18,7 @@ def main() -> None:
     """Resolve both lists together, then pin the key libraries to what came out."""
     command = [
         *(str(Path(sys.executable).with_name("uv")), "pip", "compile", "--quiet", "--universal", "--generate-hashes"),
-        *("--python-version", "3.11", "--no-annotate", "--no-strip-extras", "--no-header"),
+        *("--python-version", "3.11", "--no-annotate", "--strip-extras", "--no-header"),
         *("--no-emit-index-url", "--no-emit-find-links"),
         *("requirements.in", "requirements-tools.in", "--output-file", "requirements-all.txt", *sys.argv[1:]),
     ]
@@ -46,7 +46,7 @@ def pin_line(line: str, pins: dict[str, str]) -> str:
     """Pin one line; comments and empty ones stay as they are."""
     if not line or line.startswith("#"):
         return line
-    requirement = Requirement(line.split(" #")[0])
+    requirement = Requirement(line.split(" #", maxsplit=1)[0])
     extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
     marker = f" ; {requirement.marker}" if requirement.marker else ""
     return f"{requirement.name}{extras}=={pins[canonicalize_name(requirement.name)]}{marker}"
