@@ -14,12 +14,16 @@ LockstepError
 ├── DatabaseError             the database is at fault; the transaction was rolled back
 │   ├── DatabaseUnavailable   no connection, or it broke
 │   ├── DatabaseBlocked       another session holds a lock for too long
+│   ├── DatabaseContended     another session wrote to the same rows; retried before it is reported
 │   └── DatabaseRefused       it refused: rights, space, limits, a constraint
 ├── RunError                  the run itself could not go on
 │   ├── MirrorBusy            another run of the same mirror is under way
 │   ├── PlanStale             the plan that was to be applied is not the plan any more
+│   ├── SpoolFailed           the temporary file of a run could not be written
 │   ├── ApprovalRefused       there is no hold that this approval could release
 │   └── RunInterrupted        the run was stopped before it could finish
+├── NotAuthorized             the caller did not prove who it is
+├── CrossSiteRefused          a page of another site tried to use its visitor's rights
 ├── NotFound                  what was asked for does not exist
 └── BadRequest                the request itself is malformed
 """
@@ -33,10 +37,11 @@ class LockstepError(Exception):
     """Something went wrong.
 
     `cause` says what happened, `remedy` what to do about it; both are fit for logs and answers,
-    so they never carry a secret. `code` is stable and meant for programs.
+    so they never carry a secret. `code` is stable and meant for programs. `run` is the run that the error ended, if any.
     """
 
     code = "error"
+    run: int | None = None
     default_remedy = "See app.log for the details."
 
     def __init__(self, cause: str, *, remedy: str | None = None) -> None:
@@ -81,8 +86,10 @@ class SourceRefused(SourceError):
 
     code = "source_refused"
 
-    def __init__(self, cause: str, *, status: int, retry_after_seconds: float | None = None) -> None:
-        super().__init__(cause)
+    def __init__(
+        self, cause: str, *, status: int, retry_after_seconds: float | None = None, remedy: str | None = None
+    ) -> None:
+        super().__init__(cause, remedy=remedy)
         self.status = status
         self.retry_after_seconds = retry_after_seconds
 
@@ -147,6 +154,13 @@ class DatabaseBlocked(DatabaseError):
     default_remedy = "Nothing was written. End the session that is named, or let it finish, then sync again."
 
 
+class DatabaseContended(DatabaseError):
+    """Another session wrote to the same rows at the same time, again and again."""
+
+    code = "database_contended"
+    default_remedy = "Nothing was written. Sync again when the other session has finished."
+
+
 class DatabaseRefused(DatabaseError):
     """The database refused: missing rights, no space, a limit or a constraint."""
 
@@ -178,6 +192,13 @@ class PlanStale(RunError):
     default_remedy = "Nothing was written. Ask for a new plan with ?dry_run=1 and apply that."
 
 
+class SpoolFailed(RunError):
+    """The temporary file that keeps a run's records could not be written."""
+
+    code = "spool_failed"
+    default_remedy = "Nothing was written. Make room, or name another directory in SPOOL_DIR, then sync again."
+
+
 class ApprovalRefused(RunError):
     """There is no hold that this approval could release."""
 
@@ -190,6 +211,20 @@ class RunInterrupted(RunError):
 
     code = "interrupted"
     default_remedy = "Nothing was written. Sync again."
+
+
+class NotAuthorized(LockstepError):
+    """The caller did not prove who it is."""
+
+    code = "not_authorized"
+    default_remedy = "Send the secret key in the header Authorization: Bearer."
+
+
+class CrossSiteRefused(LockstepError):
+    """A page of another site tried to use its visitor's rights."""
+
+    code = "cross_site_refused"
+    default_remedy = "Call this address directly, not from a page of another site."
 
 
 class NotFound(LockstepError):

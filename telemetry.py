@@ -21,7 +21,7 @@ from urllib.parse import quote, quote_plus
 import structlog
 from concurrent_log_handler import ConcurrentRotatingFileHandler
 
-from errors import SettingError
+from errors import LockstepError, SettingError
 
 LogFormat = Literal["console", "json"]
 
@@ -139,12 +139,15 @@ def setup_logging(
     max_bytes: int = 10 * 2**20,
     backups: int = 5,
     secrets: Iterable[str] = (),
+    console: bool = True,
 ) -> None:
     """Send every log line to the console (standard error) and to `log_file`; SettingError if that is unwritable."""
     register_secrets(secrets)
-    console = logging.StreamHandler(sys.stderr)
-    console.setFormatter(_formatter(log_format, colors=sys.stderr.isatty()))
-    handlers: list[logging.Handler] = [console]
+    handlers: list[logging.Handler] = []
+    if console:
+        screen = logging.StreamHandler(sys.stderr)
+        screen.setFormatter(_formatter(log_format, colors=sys.stderr.isatty()))
+        handlers.append(screen)
     if log_file is not None:
         shared_file = _open_log_file(log_file, max_bytes=max_bytes, backups=backups)
         shared_file.setFormatter(_formatter(log_format, colors=False))
@@ -166,6 +169,12 @@ def setup_logging(
 def watch_loop(loop: asyncio.AbstractEventLoop) -> None:
     """Log what goes wrong in a task, callback or transport that nobody awaits."""
     loop.set_exception_handler(_log_loop_error)
+
+
+def log_unheard(task: asyncio.Task[Any]) -> None:
+    """Log, as a task's done callback, the error that nobody is left to hear; those of our own were logged already."""
+    if not task.cancelled() and (error := task.exception()) and not isinstance(error, LockstepError):
+        get_logger(__name__).error(UNCAUGHT_ERROR, exc_info=error)
 
 
 _COMMON_PROCESSORS: tuple[structlog.typing.Processor, ...] = (

@@ -1,0 +1,347 @@
+"""The commands that people type.
+
+Exit codes: 0 done; 1 done, but deletions are held or the table differs from its source; 2 the command or a setting is
+wrong; 3 it failed, and the reason was said; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+
+import click
+from quart import Quart
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+from rich.table import Table
+from rich.text import Text
+from sqlalchemy.engine import make_url
+
+import app
+import sync as engine
+import telemetry
+from config import SAMPLE_PATH, Settings, load_settings
+from errors import LockstepError, SettingError
+from models import Counts, Difference, Problem, Report, Source
+from models import Progress as FetchProgress
+from store import migrations
+from store.database import Database
+from store.runs import reap_stale_runs
+from web.sample import pinned, sample_blueprint
+from web.service import Service
+from web.serving import bind, run_loop, serve_for_now, stop_on_signals
+
+DONE, DIFFERENT, WRONG, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+SHOWN_FIELDS = 3
+"""How many fields of one difference are worth a line on the screen."""
+ALWAYS_SHOWN = frozenset({"records", "created", "updated", "restored", "deleted", "unchanged"})
+
+OnProgress = Callable[[FetchProgress], None]
+
+log = telemetry.get_logger(__name__)
+output = Console(highlight=False)
+errors_output = Console(stderr=True, highlight=False)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Keep a PostgreSQL table in step with a JSON feed. Settings come from the environment and .env."""
+
+
+@cli.command()
+@click.option("--first-sync", is_flag=True, help="Sync once after the start, and say what to try next.")
+def serve(first_sync: bool) -> None:
+    """Serve HTTP until SIGTERM or Ctrl-C."""
+    sys.exit(_reporting(lambda settings: app.serve(settings, alongside=_first_sync(settings) if first_sync else None)))
+
+
+@cli.command()
+@click.option("--approve", type=click.IntRange(min=1), metavar="RUN", help="Carry out the deletions that RUN held.")
+@click.option("--plan", metavar="HASH", help="Apply exactly the plan with this hash, or nothing.")
+def sync(approve: int | None, plan: str | None) -> None:
+    """Bring the table in step with its source. Exits 1 if deletions are held."""
+
+    async def work(settings: Settings, database: Database, source: Source) -> int:
+        with _progress_bar() as on_progress:
+            report = await engine.sync_data(
+                database, source, plan=plan, approve=approve, spool_dir=settings.spool_dir, on_progress=on_progress
+            )
+        show_report(report)
+        return DIFFERENT if report.status == "held" else DONE
+
+    sys.exit(_reporting(lambda settings: _with_source(settings, work)))
+
+
+@cli.command()
+def plan() -> None:
+    """Show what a sync would change now, and write nothing."""
+
+    async def work(settings: Settings, database: Database, source: Source) -> int:
+        looked = pinned(source, "next") if settings.uses_sample else source
+        with _progress_bar() as on_progress:
+            found = await engine.plan_data(database, looked, spool_dir=settings.spool_dir, on_progress=on_progress)
+        _show_counts(f"A sync of {found.source} into {found.table} would do this", found.counts)
+        _show_differences(found.differences)
+        _show_problems(found.problems)
+        output.print(Text(f"Apply it with: python cli.py sync --plan {found.hash}"))
+        return DONE
+
+    sys.exit(_reporting(lambda settings: _with_source(settings, work)))
+
+
+@cli.command()
+@click.option("--repair", is_flag=True, help="Write what differs.")
+def verify(repair: bool) -> None:
+    """Compare every value of the table with its source. Exits 1 if they differ."""
+
+    async def work(settings: Settings, database: Database, source: Source) -> int:
+        looked = pinned(source, "current") if settings.uses_sample else source
+        with _progress_bar() as on_progress:
+            found = await engine.verify_data(
+                database, looked, repair=repair, spool_dir=settings.spool_dir, on_progress=on_progress
+            )
+        _show_differences(found.differences)
+        _show_problems(found.problems)
+        verdict = "exact" if found.exact else f"{found.differing} rows differ"
+        output.print(
+            Text(
+                f"{found.table}: {found.live_rows:,} live rows, {found.records:,} records of {found.source}: {verdict}"
+            )
+        )
+        return DONE if found.exact else DIFFERENT
+
+    sys.exit(_reporting(lambda settings: _with_source(settings, work)))
+
+
+@cli.group(invoke_without_command=True)
+@click.pass_context
+def migrate(context: click.Context) -> None:
+    """Bring the service's own tables to a version; without a command, to the newest."""
+    if context.invoked_subcommand is None:
+        context.invoke(up)
+
+
+@migrate.command()
+def up() -> None:
+    """Bring the tables to the newest version."""
+    sys.exit(
+        _reporting(lambda settings: _with_database(settings, lambda _database: _done("The tables are up to date.")))
+    )
+
+
+@migrate.command()
+@click.argument("revision")
+def down(revision: str) -> None:
+    """Take the tables back to REVISION; base stands for before the first."""
+
+    async def work(database: Database) -> int:
+        await migrations.downgrade(database, revision)
+        return await _done(f"The tables are at {revision}.")
+
+    sys.exit(_reporting(lambda settings: _with_database(settings, work, upgrade=False)))
+
+
+@migrate.command()
+@click.argument("message")
+def new(message: str) -> None:
+    """Write a migration from how the models differ from the tables."""
+
+    async def work(database: Database) -> int:
+        await migrations.revision(database, message, autogenerate=True)
+        return await _done("The migration is written. Read it before it is used.")
+
+    sys.exit(_reporting(lambda settings: _with_database(settings, work)))
+
+
+async def _done(message: str) -> int:
+    output.print(Text(message))
+    return DONE
+
+
+def _reporting(work: Callable[[Settings], int]) -> int:
+    """Do `work` with the settings, and say what went wrong in words; the log has the traceback."""
+    try:
+        return work(load_settings())
+    except SettingError as exc:
+        _show_error(exc)
+        return WRONG
+    except LockstepError as exc:
+        _show_error(exc)
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception:
+        log.exception(telemetry.UNCAUGHT_ERROR)
+        errors_output.print(
+            Text("Something went wrong that should not. ", style="bold red") + LockstepError.default_remedy
+        )
+        return FAILED
+
+
+def _show_error(error: LockstepError) -> None:
+    run = getattr(error, "run", None)
+    errors_output.print(Text(f"Run {run}: " if run else "") + _safe(error.cause), style="bold red")
+    errors_output.print(_safe(error.remedy))
+
+
+def _safe(value: object) -> Text:
+    """Return text of foreign origin with no secret, no escape sequence and no markup in it."""
+    return Text(telemetry.escape(telemetry.redact(str(value))))
+
+
+def _with_database(settings: Settings, work: Callable[[Database], Awaitable[int]], *, upgrade: bool = True) -> int:
+    """Reach the database, bring its tables up to date unless told otherwise, and do `work`."""
+    app.set_up_logging(settings, console=False)  # the screen is for the result; app.log has every line
+
+    async def reach() -> int:
+        async with _database(settings, upgrade=upgrade) as database:
+            return await _until_signal(work(database))
+
+    return run_loop(reach())
+
+
+@asynccontextmanager
+async def _database(settings: Settings, *, upgrade: bool) -> AsyncIterator[Database]:
+    server = app.database_server(settings)
+    try:
+        database = app.connect(settings, await server.start())
+        try:
+            await database.ping()
+            if upgrade:
+                await migrations.upgrade(database)
+                await reap_stale_runs(database)
+            yield database
+        finally:
+            await database.close()
+    finally:
+        await server.stop()
+
+
+async def _until_signal(work: Awaitable[int]) -> int:
+    """Await `work`; a signal cancels it, so that it can roll back and record that it was interrupted."""
+    stop, task = asyncio.create_task(stop_on_signals().wait()), asyncio.ensure_future(work)
+    await asyncio.wait({stop, task}, return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+    return INTERRUPTED if task.cancelled() else task.result()
+
+
+def _with_source(settings: Settings, work: Callable[[Settings, Database, Source], Awaitable[int]]) -> int:
+    """Do `work` with database and source; the sample feed is served for as long unless a running service serves it."""
+    source = app.checked_source(settings)
+
+    async def fetch(database: Database) -> int:
+        async with _sample_served(settings) if settings.uses_sample else nullcontext():
+            return await work(settings, database, source)
+
+    return _with_database(settings, fetch)
+
+
+@asynccontextmanager
+async def _sample_served(settings: Settings) -> AsyncIterator[None]:
+    try:
+        listener = bind(settings.host, settings.port)
+    except SettingError:
+        # Whoever has the port is taken for the running service; if it is not, the fetch says what it met.
+        yield
+        return
+    feed = Quart("sample", static_folder=None)
+    feed.register_blueprint(sample_blueprint(path=SAMPLE_PATH, data_dir=settings.data_dir))
+    async with serve_for_now(feed, listener):
+        yield
+
+
+def _first_sync(settings: Settings) -> app.Alongside:
+    async def first(service: Service) -> None:
+        await service.wait_until_ready()
+        try:
+            report = await service.sync()
+            show_report(report)
+            if settings.uses_sample and report.first_load:
+                output.print(
+                    Text("The sample feed has changed a little meanwhile, so here is what a second sync does.")
+                )
+                show_report(await service.sync())
+        except LockstepError as exc:
+            _show_error(exc)
+        _show_next_steps(settings, service)
+
+    return first
+
+
+def _show_next_steps(settings: Settings, service: Service) -> None:
+    header = ' -H "Authorization: Bearer $SECRET_KEY"' if settings.needs_secret else ""
+    steps = [
+        (f"curl{header} {settings.base_url}/sync_data", "sync again"),
+        (f"curl{header} '{settings.base_url}/sync_data?dry_run=1'", "see first what that would change"),
+        (f"curl{header} {settings.base_url}/runs", "what the runs did"),
+        (f"curl{header} {settings.base_url}/changes", "every change, in order"),
+    ]
+    url = make_url(service.url)
+    if settings.resolved_database_url is None:
+        command = f"psql -h {url.query['host']} -U {url.username} {url.database}"
+        table = f'{settings.db_schema}."{settings.table_name}"'
+        steps.append((f"{command} -c 'TABLE {table} LIMIT 5'", "look at the table"))
+    output.print(Text("The service is running; Ctrl-C ends it. Try:"))
+    for command, purpose in steps:
+        output.print(Text(f"  {command}\n      {purpose}"), soft_wrap=True)
+
+
+def show_report(report: Report) -> None:
+    """Show how a run ended, and what it did, as a table."""
+    took = f" in {report.duration_ms / 1000:.2f} s" if report.duration_ms is not None else ""
+    _show_counts(f"Run {report.run}: {report.source} into {report.table}, {report.status}{took}", report.counts)
+    _show_problems(report.problems)
+    if report.status == "held":
+        output.print(Text(f"{report.counts.held} deletions are held. If the source is right, approve them:"))
+        output.print(Text(f"  python cli.py sync --approve {report.run}"))
+
+
+def _show_counts(title: str, counts: Counts) -> None:
+    table = Table(title=_safe(title), title_justify="left", title_style="bold")
+    shown = {name: value for name, value in dataclasses.asdict(counts).items() if value or name in ALWAYS_SHOWN}
+    for name in shown:
+        table.add_column(name, justify="right")
+    table.add_row(*(f"{value:,}" for value in shown.values()))
+    output.print(table)
+
+
+def _show_differences(differences: Iterable[Difference]) -> None:
+    for difference in differences:
+        fields = [f"{name}: {old!r} → {new!r}" for name, (old, new) in difference.changes.items()]
+        more = f", and {len(fields) - SHOWN_FIELDS} more" if len(fields) > SHOWN_FIELDS else ""
+        key = ", ".join(str(value) for value in difference.key.values())
+        output.print(_safe(f"{difference.op:9}{key}  {'; '.join(fields[:SHOWN_FIELDS])}{more}"), soft_wrap=True)
+
+
+def _show_problems(problems: Iterable[Problem]) -> None:
+    for problem in problems:
+        output.print(_safe(f"{problem.kind} record at position {problem.position}: {problem.reason}"), soft_wrap=True)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[OnProgress]:
+    """Show bytes, records and rate on a terminal while the block fetches."""
+    columns = (
+        BarColumn(),
+        DownloadColumn(),
+        TextColumn("{task.fields[records]:,} records"),
+        TransferSpeedColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=errors_output, transient=True, disable=not errors_output.is_terminal) as bar:
+        task = bar.add_task("fetch", total=None, records=0)
+
+        def advance(progress: FetchProgress) -> None:
+            bar.update(task, completed=progress.body_bytes, total=progress.total_bytes, records=progress.records)
+
+        yield advance
+
+
+if __name__ == "__main__":
+    cli()
