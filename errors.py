@@ -37,7 +37,8 @@ class LockstepError(Exception):
     """Something went wrong.
 
     `cause` says what happened, `remedy` what to do about it; both are fit for logs and answers,
-    so they never carry a secret. `code` is stable and meant for programs. `run` is the run that the error ended, if any.
+    so they never carry a secret. `code` is stable and meant for programs. `run` is the run
+    that the error ended, if any.
     """
 
     code = "error"

@@ -8,6 +8,10 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Literal
 
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, registry
+
 RunStatus = Literal["running", "succeeded", "unchanged", "held", "failed", "interrupted"]
 Operation = Literal["created", "updated", "restored", "deleted"]
 FeedFormat = Literal["auto", "json", "ndjson"]
@@ -67,9 +71,12 @@ class Validators:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A record that was not applied as it stood: rejected, or one of several with the same key."""
+    """A record that was not applied as it stood.
 
-    kind: Literal["rejected", "duplicate"]
+    It was rejected, or it is one of several with the same key, or it repeats a field name (the last one was taken).
+    """
+
+    kind: Literal["rejected", "duplicate", "repeated_field"]
     position: int
     """Zero-based place in the snapshot."""
     reason: str
@@ -179,3 +186,181 @@ class Progress:
     body_bytes: int
     records: int
     total_bytes: int | None = None
+
+
+SERVICE_SCHEMA = "lockstep"
+"""Where the service's own tables live; the mirrors live in the schema that the operator names."""
+
+Timestamp = sa.TIMESTAMP(timezone=True)
+now = sa.func.now()
+
+
+class ServiceBase(DeclarativeBase):
+    """Base of the service's own tables; their migrations are in store/migrations."""
+
+    metadata = sa.MetaData(
+        schema=SERVICE_SCHEMA,
+        naming_convention={
+            "pk": "%(table_name)s_pkey",
+            "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+            "uq": "%(table_name)s_%(column_0_N_name)s_key",
+            "ck": "%(table_name)s_%(constraint_name)s_check",
+            "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+        },
+    )
+
+
+class RunRow(ServiceBase):
+    """One attempt to sync a source. While it is running, its owner renews the lease."""
+
+    __tablename__ = "runs"
+
+    id: Mapped[int] = mapped_column(sa.BigInteger, sa.Identity(always=True), primary_key=True)
+    source: Mapped[str] = mapped_column(sa.Text)
+    mirror: Mapped[str] = mapped_column(sa.Text)
+    status: Mapped[str] = mapped_column(sa.Text, server_default="running")
+    owner: Mapped[str] = mapped_column(sa.Text)
+    lease_until: Mapped[datetime] = mapped_column(Timestamp)
+    started_at: Mapped[datetime] = mapped_column(Timestamp, server_default=now)
+    finished_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    duration_ms: Mapped[int | None] = mapped_column(sa.BigInteger)
+    records: Mapped[int] = mapped_column(sa.BigInteger, server_default="0")
+    created: Mapped[int] = mapped_column(sa.BigInteger, server_default="0")
+    updated: Mapped[int] = mapped_column(sa.BigInteger, server_default="0")
+    restored: Mapped[int] = mapped_column(sa.BigInteger, server_default="0")
+    deleted: Mapped[int] = mapped_column(sa.BigInteger, server_default="0")
+    unchanged: Mapped[int] = mapped_column(sa.BigInteger, server_default="0")
+    held: Mapped[int] = mapped_column(sa.BigInteger, server_default="0")
+    rejected: Mapped[int] = mapped_column(sa.BigInteger, server_default="0")
+    duplicates: Mapped[int] = mapped_column(sa.BigInteger, server_default="0")
+    body_bytes: Mapped[int] = mapped_column(sa.BigInteger, server_default="0")
+    first_load: Mapped[bool] = mapped_column(sa.Boolean, server_default=sa.false())
+    not_modified: Mapped[bool] = mapped_column(sa.Boolean, server_default=sa.false())
+    approves: Mapped[int | None] = mapped_column(sa.BigInteger)
+    error: Mapped[str | None] = mapped_column(sa.Text)
+    cause: Mapped[str | None] = mapped_column(sa.Text)
+    remedy: Mapped[str | None] = mapped_column(sa.Text)
+    problems: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, server_default=sa.text("'[]'"))
+
+    __table_args__ = (
+        sa.CheckConstraint(
+            "status IN ('running', 'succeeded', 'unchanged', 'held', 'failed', 'interrupted')", name="status"
+        ),
+        # One run per mirror, over all processes and through any connection pooler.
+        sa.Index("runs_one_running_per_mirror", "mirror", unique=True, postgresql_where=sa.text("status = 'running'")),
+        sa.Index("runs_source_id_idx", "source", "id"),
+    )
+
+
+class MirrorRow(ServiceBase):
+    """What Lockstep knows of a mirror beyond its columns."""
+
+    __tablename__ = "mirrors"
+
+    name: Mapped[str] = mapped_column(sa.Text, primary_key=True)
+    fields: Mapped[dict[str, dict[str, Any]]] = mapped_column(JSONB, server_default=sa.text("'{}'"))
+    """By field name: its `column`, and whether Lockstep `owned` it, that is made it."""
+    key: Mapped[list[str]] = mapped_column(ARRAY(sa.Text))
+    signature: Mapped[str] = mapped_column(sa.Text, server_default="")
+    """Of the columns as the last run left them; fingerprints are not trusted under another one."""
+    fingerprint_kind: Mapped[str] = mapped_column(sa.Text, server_default="raw")
+    stored_kind: Mapped[str] = mapped_column(sa.Text, server_default="raw")
+    """The kind of the fingerprints in the rows; it lags `fingerprint_kind` until the run after a switch."""
+    feed: Mapped[str | None] = mapped_column(sa.Text)
+    """Digest of what the validators belong to: URL, path, key and types."""
+    etag: Mapped[str | None] = mapped_column(sa.Text)
+    last_modified: Mapped[str | None] = mapped_column(sa.Text)
+    watched: Mapped[bool] = mapped_column(sa.Boolean, server_default=sa.false())
+    """Whether triggers tell of foreign writes; without them, no 304 can be trusted."""
+    live_rows: Mapped[int] = mapped_column(sa.BigInteger, server_default="0")
+    last_run: Mapped[int | None] = mapped_column(sa.BigInteger)
+
+    __table_args__ = (
+        sa.CheckConstraint("fingerprint_kind IN ('raw', 'canonical')", name="fingerprint_kind"),
+        sa.CheckConstraint("stored_kind IN ('raw', 'canonical')", name="stored_kind"),
+    )
+
+
+class ForeignWriteRow(ServiceBase):
+    """A transaction that wrote to a mirror and was not a run; runs remove those that they took into account."""
+
+    __tablename__ = "foreign_writes"
+
+    mirror: Mapped[str] = mapped_column(sa.Text, primary_key=True)
+    xid: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
+    at: Mapped[datetime] = mapped_column(Timestamp, server_default=now)
+
+
+class ChangeRow(ServiceBase):
+    """One entry of the journal."""
+
+    __tablename__ = "changes"
+
+    seq: Mapped[int] = mapped_column(sa.BigInteger, sa.Identity(always=True), primary_key=True)
+    run: Mapped[int] = mapped_column(sa.BigInteger)
+    mirror: Mapped[str] = mapped_column(sa.Text)
+    op: Mapped[str] = mapped_column(sa.Text)
+    key: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    changes: Mapped[dict[str, list[Any]]] = mapped_column(JSONB)
+
+    __table_args__ = (
+        sa.CheckConstraint("op IN ('created', 'updated', 'restored', 'deleted')", name="op"),
+        sa.Index("changes_run_idx", "run"),
+    )
+
+
+class SqlType(sa.types.UserDefinedType[Any]):
+    """A column type as PostgreSQL's format_type() spells it; values reach it by COPY, never as parameters."""
+
+    cache_ok = True
+
+    def __init__(self, spelled: str) -> None:
+        self.spelled = spelled
+
+    def get_col_spec(self, **_: Any) -> str:
+        """Return the type as DDL and casts spell it."""
+        return self.spelled
+
+
+FINGERPRINT = "_sync_fingerprint"
+CREATED_AT = "_sync_created_at"
+UPDATED_AT = "_sync_updated_at"
+DELETED_AT = "_sync_deleted_at"
+BOOKKEEPING = (FINGERPRINT, CREATED_AT, UPDATED_AT, DELETED_AT)
+
+
+def bookkeeping_columns() -> list[sa.Column[Any]]:
+    """Return the columns that every mirror has besides those of its source."""
+    return [
+        sa.Column(FINGERPRINT, sa.Uuid),
+        sa.Column(CREATED_AT, Timestamp, server_default=now, nullable=False),
+        sa.Column(UPDATED_AT, Timestamp, server_default=now, nullable=False),
+        sa.Column(DELETED_AT, Timestamp),
+    ]
+
+
+def mirror_table(name: str, db_schema: str, types: Mapping[str, str], key: tuple[str, ...] = ()) -> sa.Table:
+    """Build the table of a mirror: its columns with their types, in order, then the bookkeeping ones.
+
+    With `key`, the columns named become its primary key.
+    """
+    columns = [sa.Column(column, SqlType(sql_type)) for column, sql_type in types.items()]
+    constraints = [sa.PrimaryKeyConstraint(*key)] if key else []
+    return sa.Table(name, sa.MetaData(), *columns, *bookkeeping_columns(), *constraints, schema=db_schema)
+
+
+class MyData:
+    """A row of the default mirror: an attribute for every column of the table that `table_name` names.
+
+    Its columns come from the feed, so they are known only once the table exists; `map_my_data` then maps them. A row
+    with `_sync_deleted_at` set is a tombstone.
+    """
+
+
+def map_my_data(table: sa.Table) -> None:
+    """Map MyData to a table that was read from the database, in place of what it was mapped to before."""
+    _mirror_registry.dispose()
+    _mirror_registry.map_imperatively(MyData, table)
+
+
+_mirror_registry = registry()

@@ -1,0 +1,412 @@
+"""The second part of a run: compare what was gathered with the mirror, decide, and write, all in one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from columns import Column, adopt
+from deciding import decide_columns, feed_digest, reason_to_hold, should_switch_to_canonical, total
+from errors import DatabaseContended, PlanStale, SchemaConflict, SourceInvalid
+from gathering import Gathered
+from models import KEPT_DIFFERENCES, KEPT_PROBLEMS, Counts, Difference, Problem, Source, Validators
+from rows import RowDecoder
+from store import mirrors, runs
+from store.database import Database
+from store.journal import lock_journal
+from store.mirrors import Mirror
+from store.staging import Staging
+
+log = structlog.get_logger()
+
+MAX_ATTEMPTS = 5
+"""How often the transaction is tried when other sessions write to the same rows."""
+
+CONTENTION_WAIT_SECONDS = 0.1
+
+
+class FetchAll(Exception):
+    """Fingerprints cannot be relied on: fetch again, and compare every record by value."""
+
+
+class _StageFirst(Exception):
+    """Records share keys, so they cannot be copied straight into the mirror."""
+
+
+class _WidenColumns(Exception):
+    """Records do not fit the columns; `columns` hold them all."""
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        super().__init__()
+        self.columns = tuple(columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What is to be done with a snapshot once it is there."""
+
+    run: int | None
+    """The run that applies it; None only looks."""
+    plan: str | None = None
+    """Hash of the plan that may be applied and no other."""
+    approved: int | None = None
+    """How many deletions were approved."""
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What became of a snapshot, or would become of it."""
+
+    counts: Counts = field(default_factory=Counts)
+    problems: list[Problem] = field(default_factory=list)
+    first_load: bool = False
+    held_because: str | None = None
+    differences: tuple[Difference, ...] = ()
+    hash: str = ""
+    live_rows: int = 0
+
+
+Close = Callable[[AsyncSession, Outcome], Awaitable[None]]
+
+
+async def apply(
+    database: Database, source: Source, gathered: Gathered, order: Order, close: Close | None = None
+) -> Outcome:
+    """Compare a snapshot with its mirror and, if a run orders it, write; `close` closes the run just before the commit.
+
+    The transaction sees one state of the database from its first statement to its commit; it starts over when another
+    session wrote to the same rows meanwhile. Raises FetchAll where the mirror has moved since it was read.
+    """
+    columns: tuple[Column, ...] | None = None
+    straight = order.run is not None and order.plan is None and not gathered.mirror.has_rows
+    contentions = 0
+    while True:
+        try:
+            async with database.transaction(isolation="REPEATABLE READ", run=order.run) as session:
+                if order.run is not None:
+                    await runs.lock_run(session, order.run)
+                mirror = await _read_again(session, source, gathered)
+                columns = columns or _first_columns(mirror, gathered.inference.columns())
+                application = _Application(session, source, gathered, order, mirror, columns)
+                outcome = await application.carry_out(straight=straight)
+                if close is None:
+                    await session.rollback()
+                else:
+                    await close(session, outcome)
+                return outcome
+        except _WidenColumns as wider:
+            columns = wider.columns
+        except _StageFirst:
+            straight = False
+        except DatabaseContended:
+            contentions += 1
+            if contentions == MAX_ATTEMPTS:
+                raise
+            await asyncio.sleep(CONTENTION_WAIT_SECONDS * 2**contentions)
+
+
+async def _read_again(session: AsyncSession, source: Source, gathered: Gathered) -> Mirror:
+    """Read the mirror as this transaction sees it; what was compared by fingerprint must not have moved since."""
+    before = gathered.mirror
+    mirror = await mirrors.select_mirror(session, source)
+    moved = (
+        mirror.foreign_writes != before.foreign_writes
+        or mirror.state != before.state
+        or mirror.types != before.types
+        or mirror.has_rows != before.has_rows
+    )
+    if moved and gathered.trusted:
+        raise FetchAll
+    return mirror
+
+
+def _first_columns(mirror: Mirror, inferred: Sequence[Column]) -> tuple[Column, ...]:
+    """Return the columns to start with: those of the mirror, and what its first records look like."""
+    missing = [name for name in mirror.key_columns if name not in mirror.types]
+    if mirror.has_rows and missing:
+        raise SchemaConflict(
+            f"Table {mirror.name} holds rows, but it has no key column {missing[0]!r}.",
+            remedy="Name the table's key in SOURCE_KEY, or another table in table_name.",
+        )
+    known = {column.field for column in mirror.columns}
+    return (*(column for column in adopt(inferred, mirror.types) if column.field not in known), *mirror.columns)
+
+
+class _Application:
+    """One attempt to apply a snapshot, in one session."""
+
+    def __init__(
+        self,
+        session: AsyncSession,
+        source: Source,
+        gathered: Gathered,
+        order: Order,
+        mirror: Mirror,
+        columns: tuple[Column, ...],
+    ) -> None:
+        self._session = session
+        self._source = source
+        self._gathered = gathered
+        self._order = order
+        self._mirror = mirror
+        self._columns = columns
+        self._decoder = RowDecoder(columns, source.key, nul_characters=source.nul_characters)
+        self._key_hashes: list[npt.NDArray[np.int64]] = []
+        self._outcome = Outcome(problems=list(gathered.problems))
+
+    async def carry_out(self, *, straight: bool) -> Outcome:
+        """Do all of it; `straight` says that the mirror is empty, so that records need not be staged."""
+        nothing_to_keep = not self._gathered.spool.records and not self._mirror.has_rows
+        if self._gathered.not_modified or self._gathered.is_unchanged or nothing_to_keep:
+            await self._leave_as_it_is()
+        elif straight and self._mirror.has_rows:
+            raise _StageFirst
+        elif straight:
+            await self._load_straight()
+        else:
+            await self._stage_and_compare()
+        return self._outcome
+
+    async def _leave_as_it_is(self) -> None:
+        live = self._gathered.live_rows
+        self._outcome.live_rows = self._mirror.state.live_rows if live is None or self._gathered.not_modified else live
+        self._outcome.counts = self._counts({}, duplicates=self._gathered.repeated, held=0)
+        if self._order.run is None:
+            self._outcome.hash = NOTHING
+        elif self._gathered.is_unchanged and not self._gathered.not_modified:
+            await self._write_state()
+
+    async def _load_straight(self) -> None:
+        """Copy the records into the empty mirror; its key is added afterwards, which is faster and finds duplicates."""
+        is_new = not self._mirror.exists
+        if is_new:
+            await mirrors.create_mirror(self._session, self._mirror, self._columns, keyed=False)
+        else:
+            await mirrors.alter_mirror(self._session, self._mirror, self._columns)
+        created = await mirrors.copy_into(self._session, self._mirror, self._columns, self._decoded(staged=False))
+        await self._demand_fit()
+        if self._may_share_keys():
+            raise _StageFirst
+        if not created:
+            raise self._nothing_fits()
+        if is_new:
+            await mirrors.create_primary_key(self._session, self._mirror)
+        self._protect_rejected()
+        self._outcome.first_load = True
+        self._outcome.counts = self._counts({"created": created}, duplicates=0, held=0)
+        self._outcome.live_rows = created
+        await self._write_state()
+
+    async def _stage_and_compare(self) -> None:
+        staging = await self._stage()
+        duplicates = await self._settle_duplicates(staging) + self._gathered.repeated
+        await staging.insert_upserts(self._session)
+        await staging.insert_deletions(self._session)
+        changes = await staging.count(self._session)
+        live = self._gathered.live_rows
+        if live is None:
+            live = await mirrors.count_live_rows(self._session, self._mirror)
+        held = self._guard(changes, live)
+        if held:
+            await staging.delete_deletions(self._session)
+            del changes["deleted"]
+        self._outcome.counts = self._counts(changes, duplicates=duplicates, held=held)
+        self._outcome.live_rows = live
+        if self._order.run is None:
+            self._outcome.hash = await staging.hash(self._session)
+            self._outcome.differences = await staging.select(self._session, KEPT_DIFFERENCES)
+            return
+        if self._order.plan not in (None, await self._hash_if_planned(staging)):
+            raise PlanStale("The source or the mirror has changed since the plan was made.")
+        await self._write(staging, changes)
+
+    async def _stage(self) -> Staging:
+        """Decode the spooled records into the stage, and mark the rows that fingerprints tell of."""
+        known = self._gathered.known
+        mark_seen = 2 * known.seen < len(known)
+        staging = Staging(
+            self._mirror, self._columns, marked_are_seen=mark_seen if self._gathered.trusted and len(known) else None
+        )
+        await staging.create(self._session)
+        await staging.copy_marked(self._session, known.copy_of(seen=mark_seen))
+        await staging.copy_stage(self._session, self._decoded(staged=True))
+        await self._demand_fit()
+        self._protect_rejected()
+        await staging.copy_protected(self._session, self._decoder.protected)
+        await staging.analyze(self._session)
+        uncastable = await staging.select_uncastable(self._session)
+        if uncastable is not None:
+            column, key, value = uncastable
+            raise SchemaConflict(
+                f"The record with key {key} does not fit table {self._mirror.name}: its value {value!r} is no"
+                f" {column.sql_type}, which column {column.name!r} is."
+            )
+        return staging
+
+    async def _decoded(self, *, staged: bool) -> AsyncIterator[Sequence[Any]]:
+        """Yield rows for COPY, until one does not fit; the rest is then only looked at, to learn what else does not."""
+        async for frame in self._gathered.spool.frames():
+            rows = self._decoder.decode(frame)
+            if self._decoder.wanted:
+                await asyncio.sleep(0)
+                continue
+            self._key_hashes.append(self._decoder.key_hashes(rows))
+            for row in zip(*rows.columns, *([rows.positions] if staged else []), rows.digests, strict=True):
+                yield row
+            await asyncio.sleep(0)
+
+    async def _demand_fit(self) -> None:
+        """Start over with other columns unless all records fitted these."""
+        if not self._decoder.wanted:
+            return
+        decided = decide_columns(
+            self._columns, self._decoder.wanted, self._decoder.misfit, self._mirror.types, self._source
+        )
+        if decided.must_fetch_all and self._gathered.trusted:
+            raise FetchAll
+        raise _WidenColumns(decided.columns)
+
+    def _may_share_keys(self) -> bool:
+        hashes = np.concatenate(self._key_hashes) if self._key_hashes else np.empty(0, dtype=np.int64)
+        hashes.sort()
+        return bool((hashes[1:] == hashes[:-1]).any())
+
+    async def _settle_duplicates(self, staging: Staging) -> int:
+        """Let the last of several records with one key win, whether it was staged or known; report the others."""
+        losers: list[tuple[int, Any]] = []
+        if self._may_share_keys():
+            losers += await staging.delete_staged_duplicates(self._session)
+        twins = await staging.select_seen_twins(self._session)
+        overtaken = []
+        for position, fingerprint, key in twins:
+            known_at = self._gathered.known.seen_at(fingerprint)
+            losers.append((min(position, known_at), key))
+            if known_at > position:
+                overtaken.append(position)
+        if overtaken:
+            await staging.delete_staged(self._session, overtaken)
+        reason = "a later record has the same key"
+        self._outcome.problems += [
+            Problem(kind="duplicate", position=position, reason=reason, key=key)
+            for position, key in sorted(losers, key=lambda loser: loser[0])[:KEPT_PROBLEMS]
+        ]
+        return len(losers)
+
+    def _nothing_fits(self) -> SourceInvalid:
+        reasons = [problem.reason for problem in (*self._gathered.problems, *self._decoder.problems)]
+        return SourceInvalid(
+            f"None of the {self._gathered.records} records can be stored; the first one because {reasons[0]}.",
+            remedy="Nothing was written. Look at what the URL answers, and at SOURCE_KEY, which names the key.",
+        )
+
+    def _protect_rejected(self) -> None:
+        for key in self._gathered.rejected_keys:
+            self._decoder.protect(key)
+        self._outcome.problems += self._decoder.problems
+
+    def _guard(self, changes: dict[str, int], live: int) -> int:
+        """Return how many deletions are withheld."""
+        deletions = changes.get("deleted", 0)
+        self._outcome.held_because = reason_to_hold(
+            deletions=deletions,
+            live=live,
+            records=self._gathered.records,
+            unidentified=self._gathered.unidentified + self._decoder.unidentified,
+            approved=self._order.approved,
+            source=self._source,
+        )
+        return deletions if self._outcome.held_because else 0
+
+    def _counts(self, changes: dict[str, int], *, duplicates: int, held: int) -> Counts:
+        return total(
+            Counts(
+                records=self._gathered.records,
+                rejected=self._gathered.rejected + self._decoder.rejected,
+                duplicates=duplicates,
+                held=held,
+                **changes,
+            )
+        )
+
+    async def _hash_if_planned(self, staging: Staging) -> str | None:
+        return None if self._order.plan is None else await staging.hash(self._session)
+
+    async def _write(self, staging: Staging, changes: dict[str, int]) -> None:
+        """Bring table and rows into their new shape, and journal it."""
+        if not self._mirror.exists:
+            await mirrors.create_mirror(self._session, self._mirror, self._columns, keyed=True)
+        else:
+            await mirrors.alter_mirror(self._session, self._mirror, self._columns)
+        await staging.apply(self._session, changes)
+        kind_changed = self._mirror.state.stored_kind != self._mirror.state.fingerprint_kind
+        if self._gathered.without_fingerprint or not self._gathered.trusted:
+            await staging.update_fingerprints(self._session, all_rows=kind_changed)
+        if changes:
+            await lock_journal(self._session)
+            await staging.insert_changes(self._session, self._run)
+        counts = self._outcome.counts
+        self._outcome.live_rows += counts.created + counts.restored - counts.deleted
+        await self._write_state()
+
+    async def _write_state(self) -> None:
+        """Leave behind what the next run may rely on."""
+        used, kind = self._mirror.state.fingerprint_kind, self._kind_from_now_on()
+        counts = self._outcome.counts
+        # A 304 would hide what was left undone, so the source is only asked for one when nothing was.
+        settled = not counts.held and not counts.rejected and kind == used
+        validators = self._gathered.validators if settled else Validators()
+        await mirrors.upsert_mirror(
+            self._session,
+            self._mirror,
+            self._columns,
+            watched=await self._watch(),
+            fingerprint_kind=kind,
+            stored_kind=used,
+            feed=feed_digest(self._source),
+            etag=validators.etag,
+            last_modified=validators.last_modified,
+            live_rows=self._outcome.live_rows,
+            last_run=self._run,
+        )
+        await mirrors.delete_foreign_writes(self._session, self._mirror)
+
+    async def _watch(self) -> bool:
+        if self._mirror.watched and set(self._columns) == set(self._mirror.columns):
+            return True
+        watched = await mirrors.watch(self._session, self._mirror, self._columns)
+        if not watched and self._mirror.may_watch:
+            log.warning("triggers_refused", table=self._mirror.name, consequence="a 304 is never relied on")
+        return watched
+
+    def _kind_from_now_on(self) -> str:
+        kind = self._mirror.state.fingerprint_kind
+        counts = self._outcome.counts
+        if not self._gathered.trusted or not should_switch_to_canonical(
+            decoded=self._gathered.spool.records,
+            differing=counts.created + counts.updated + counts.restored + counts.rejected + counts.duplicates,
+            kind=kind,
+        ):
+            return kind
+        log.warning(
+            "fingerprints_switched",
+            decoded=self._gathered.spool.records,
+            reason="the source spells the same records differently from fetch to fetch",
+        )
+        return "canonical"
+
+    @property
+    def _run(self) -> int:
+        if self._order.run is None:
+            raise AssertionError("only a run writes")
+        return self._order.run
+
+
+NOTHING = "0-0000000000000000"
+"""The hash of a plan that does nothing."""

@@ -1,0 +1,175 @@
+"""The first part of a run: fetch the snapshot, and keep of it only what the mirror does not have yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from msgspec import Raw
+
+import sources
+from columns import Inference
+from deciding import feed_digest
+from fingerprints import DIGEST, KnownFingerprints, Match
+from models import KEPT_PROBLEMS, Problem, Progress, Source, Validators
+from records import RecordError, canonical_digests, parse, read_key
+from spool import Spool
+from store.database import Database
+from store.mirrors import Mirror, select_fingerprints, select_mirror
+
+OnProgress = Callable[[Progress], None]
+
+SAMPLED_AT_FIRST = 1_000
+SAMPLED_LATER = 5
+"""Records of which a first load infers the columns: so many in all, then so many of every batch.
+
+A sample may miss a rare field; the run notices when it decodes all of them, and starts over with what it found.
+"""
+
+
+@dataclass(kw_only=True)
+class Gathered:
+    """A complete, valid snapshot: what of it is new to the mirror, and what the mirror was when it was compared."""
+
+    mirror: Mirror
+    known: KnownFingerprints
+    trusted: bool
+    """Whether fingerprints were compared; otherwise every record was kept."""
+    spool: Spool
+    inference: Inference
+    without_fingerprint: int = 0
+    """Live rows that have no fingerprint, so that their records were kept whatever they hold."""
+    not_modified: bool = False
+    validators: Validators = field(default_factory=Validators)
+    records: int = 0
+    body_bytes: int = 0
+    rejected: int = 0
+    unidentified: int = 0
+    rejected_keys: Sequence[dict[str, object]] = ()
+    problems: list[Problem] = field(default_factory=list)
+    repeated: int = 0
+
+    @property
+    def knows_key(self) -> bool:
+        """Whether the mirror has the key's columns, and so all that a run needs to start with."""
+        return set(self.mirror.key) <= {column.field for column in self.mirror.columns}
+
+    @property
+    def live_rows(self) -> int | None:
+        """How many live rows the mirror had, None if they were not looked at."""
+        return len(self.known) + self.without_fingerprint if self.trusted else None
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether the fingerprints alone prove that the mirror holds the snapshot."""
+        all_seen = self.trusted and self.known.seen == len(self.known) and not self.without_fingerprint
+        return all_seen and not self.spool.records and not self.rejected
+
+
+async def gather(
+    database: Database,
+    source: Source,
+    spool: Spool,
+    *,
+    conditional: bool,
+    trust_fingerprints: bool,
+    on_progress: OnProgress | None = None,
+) -> Gathered:
+    """Fetch a source's snapshot, again if the connection breaks, and spool the records that are not known.
+
+    With `conditional`, the source may answer that nothing was modified. Raises SourceError, DatabaseError, SpoolFailed.
+    """
+    async for attempt in sources.attempts(source):
+        with attempt:
+            return await _gather_once(database, source, spool, conditional, trust_fingerprints, on_progress)
+    raise AssertionError("attempts() ends by raising the last error")
+
+
+async def _gather_once(
+    database: Database,
+    source: Source,
+    spool: Spool,
+    conditional: bool,
+    trust_fingerprints: bool,
+    on_progress: OnProgress | None,
+) -> Gathered:
+    spool.clear()
+    async with database.transaction() as session:
+        mirror = await select_mirror(session, source)
+    validators = mirror.state.validators if conditional and may_be_conditional(mirror, source) else None
+    async with sources.open_feed(source, validators=validators, on_progress=on_progress) as feed:
+        if feed.not_modified:
+            return _unmodified(mirror, source, spool)
+        gathered = await _read_mirror(database, source, spool, trust_fingerprints)
+        async for batch in feed.batches():
+            await _absorb(gathered, batch)
+    gathered.validators = feed.validators
+    gathered.records, gathered.body_bytes = feed.records, feed.body_bytes
+    gathered.rejected, gathered.unidentified = feed.rejected, feed.unidentified
+    gathered.rejected_keys = feed.rejected_keys
+    gathered.problems.extend(feed.problems)
+    return gathered
+
+
+def may_be_conditional(mirror: Mirror, source: Source) -> bool:
+    """Tell whether a 304 would mean that the mirror holds the snapshot: nobody else wrote, nothing was left undone."""
+    return mirror.trusted and mirror.watched and not mirror.foreign_writes and mirror.state.feed == feed_digest(source)
+
+
+def _unmodified(mirror: Mirror, source: Source, spool: Spool) -> Gathered:
+    gathered = _nothing_yet(mirror, KnownFingerprints.none(), spool, source, trusted=True)
+    gathered.not_modified = True
+    gathered.records = mirror.state.live_rows
+    return gathered
+
+
+async def _read_mirror(database: Database, source: Source, spool: Spool, trust_fingerprints: bool) -> Gathered:
+    """Read the mirror's state and its fingerprints in one snapshot, so that the state tells what was read."""
+    async with database.transaction(isolation="REPEATABLE READ") as session:
+        mirror = await select_mirror(session, source)
+        if not (trust_fingerprints and mirror.trusted):
+            return _nothing_yet(mirror, KnownFingerprints.none(), spool, source, trusted=False)
+        known, without = await select_fingerprints(session, mirror)
+    gathered = _nothing_yet(mirror, known, spool, source, trusted=True)
+    gathered.without_fingerprint = without
+    return gathered
+
+
+def _nothing_yet(mirror: Mirror, known: KnownFingerprints, spool: Spool, source: Source, *, trusted: bool) -> Gathered:
+    inference = Inference(source.key, source.types)
+    return Gathered(mirror=mirror, known=known, spool=spool, inference=inference, trusted=trusted)
+
+
+async def _absorb(gathered: Gathered, batch: sources.Batch) -> None:
+    """Drop the records of a batch that are known, spool the others."""
+    if gathered.mirror.state.fingerprint_kind == "canonical":
+        digests = np.frombuffer(canonical_digests(batch.records), dtype=DIGEST)
+    else:
+        digests = batch.digests
+    match = gathered.known.match(digests, batch.position)
+    _note_repeated(gathered, batch, match)
+    if not len(match.unknown):
+        return
+    unknown = batch.records if len(match.unknown) == len(batch.records) else [batch.records[i] for i in match.unknown]
+    if not gathered.knows_key:
+        _sample(gathered, unknown)
+    await gathered.spool.write(unknown, match.unknown + batch.position, digests[match.unknown].tobytes())
+
+
+def _sample(gathered: Gathered, records: Sequence[Raw]) -> None:
+    missing = max(SAMPLED_AT_FIRST - gathered.spool.records, SAMPLED_LATER)
+    step = max(len(records) // missing, 1)
+    for raw in records[::step][:missing]:
+        try:
+            gathered.inference.observe(parse(raw)[0])
+        except RecordError:
+            continue  # It is reported when all records are decoded.
+
+
+def _note_repeated(gathered: Gathered, batch: sources.Batch, match: Match) -> None:
+    gathered.repeated += len(match.repeated)
+    for place in match.repeated[: KEPT_PROBLEMS - len(gathered.problems)]:
+        key = read_key(batch.records[place], gathered.inference.key)
+        position = batch.position + int(place)
+        gathered.problems.append(Problem(kind="duplicate", position=position, reason="it stands there twice", key=key))

@@ -1,0 +1,388 @@
+"""Decode spooled records into rows: fast where nothing is unusual, exactly wherever something is.
+
+The fast way lets msgspec decode a whole frame into typed structs. It is taken only where a few searches over the
+frame's bytes prove that it cannot lose anything: no NUL, no repeated field name, no number too long for a double.
+Whatever is not proved, or does not decode, is halved until few records are left, and those are read exactly.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from operator import attrgetter
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from asyncpg.pgproto.pgproto import UUID
+from msgspec import UNSET, Raw, UnsetType
+
+from columns import (
+    BIGINT,
+    BIGINT_MAX,
+    BIGINT_MIN,
+    BOOLEAN,
+    DOUBLE,
+    JSONB,
+    NUMERIC,
+    TEXT,
+    TIMESTAMPTZ,
+    Column,
+    infer,
+    join,
+    key_type,
+)
+from models import KEPT_PROBLEMS, Problem
+from records import RecordError, check_key, check_storable, parse, parse_scalar, read_key, without_nul
+from spool import DIGEST_BYTES, Frame
+from values import Fit, Misfit, fit_for
+
+Int64 = Annotated[int, msgspec.Meta(ge=BIGINT_MIN, le=BIGINT_MAX)]
+Instant = Annotated[datetime, msgspec.Meta(tz=True)]
+
+EXACT_TYPES: Mapping[str, Any] = {BOOLEAN: bool, BIGINT: Int64, TEXT: str}
+"""Types that msgspec decodes without ever losing anything; those beyond SWIFT_TYPES travel as raw JSON text."""
+
+SWIFT_TYPES: Mapping[str, Any] = {**EXACT_TYPES, DOUBLE: float, TIMESTAMPTZ: Instant}
+"""Types that msgspec decodes exactly as long as their literals are short."""
+
+COLON = b'":'
+SPACE = b" \t\r\n"
+SHAPE = bytes.maketrans(b"123456789E", b"000000000e")
+LONG_FRACTION = (b".0000000",)
+LONG_NUMBER = (b"0" * 16, b"000000000.", *LONG_FRACTION)
+"""Shapes (digits as 0) without which no literal has 16 digits: it has nine of them before the point or seven behind."""
+LONG_NUMBER_IN_JSON = re.compile(r"[eE][+-]?[0-9]{3}|[0-9]{300}")
+HAZARDS: Mapping[str, tuple[bytes, ...]] = {DOUBLE: LONG_NUMBER, TIMESTAMPTZ: LONG_FRACTION}
+
+INTEGER_TEXT = re.compile(r"-?(?:0|[1-9][0-9]*)")
+SMALLEST_SPLIT = 8
+
+_objects = msgspec.json.Decoder(dict[str, Raw])
+_raws = msgspec.json.Decoder(list[Raw])
+
+
+@dataclass(kw_only=True)
+class Rows:
+    """Decoded records, column by column."""
+
+    columns: list[list[Any]]
+    positions: list[int] = field(default_factory=list)
+    digests: list[UUID] = field(default_factory=list)
+
+    def append(self, values: Iterable[Any], position: int, digest: bytes) -> None:
+        """Add one record."""
+        for column, value in zip(self.columns, values, strict=True):
+            column.append(value)
+        self.positions.append(position)
+        self.digests.append(UUID(digest))
+
+    def extend(self, other: Rows) -> None:
+        """Add all records of another batch."""
+        for column, values in zip(self.columns, other.columns, strict=True):
+            column.extend(values)
+        self.positions.extend(other.positions)
+        self.digests.extend(other.digests)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnMisfit:
+    """The first value that a column could not hold: reported where the column may not be widened."""
+
+    column: Column | None
+    field: str
+    position: int
+    key: Mapping[str, Any]
+    reason: str
+
+
+class RowDecoder:
+    """Decodes frames into rows for a set of columns, and notes whatever those columns cannot hold.
+
+    After a frame, `wanted` holds the types that fields need beyond what their columns have; as long as it is empty,
+    every row is complete. Rejected records are counted, and the keys of those that have one are kept, so that their
+    rows can be protected from deletion.
+    """
+
+    def __init__(
+        self,
+        columns: Sequence[Column],
+        key: Sequence[str],
+        *,
+        nul_characters: Literal["reject", "strip"] = "reject",
+    ) -> None:
+        self.columns = tuple(columns)
+        self.key = tuple(key)
+        self.wanted: dict[str, str | None] = {}
+        self.misfit: ColumnMisfit | None = None
+        self.problems: list[Problem] = []
+        self.rejected = 0
+        self.unidentified = 0
+        self.protected: list[tuple[Any, ...]] = []
+        self._strip = nul_characters == "strip"
+        self._fits = [fit_for(column.sql_type) for column in self.columns]
+        self._by_field = {column.field: place for place, column in enumerate(self.columns)}
+        self._key_places = [self._by_field[name] for name in self.key]
+        self._hazards = {shape for column in self.columns for shape in HAZARDS.get(column.sql_type, ())}
+        self._only_null: list[str] = []
+        self._make_fast_ways()
+
+    def decode(self, frame: Frame) -> Rows:
+        """Decode a frame; records that are rejected or misfit are left out of the rows."""
+        return self._fast(frame) or self._split(_raws.decode(frame.payload), frame.positions, frame.digests)
+
+    def key_hashes(self, rows: Rows) -> npt.NDArray[np.int64]:
+        """Return a 64-bit hash of each row's key: equal keys have equal hashes."""
+        keys = [rows.columns[place] for place in self._key_places]
+        hashes = map(hash, keys[0] if len(keys) == 1 else zip(*keys, strict=True))
+        return np.fromiter(hashes, dtype=np.int64, count=len(rows.positions))
+
+    def protect(self, key: Mapping[str, Any] | None) -> bool:
+        """Keep the key of a rejected record, so that its row is not deleted; count it if it names no row."""
+        try:
+            values = [self._row_key(place, (key or {}).get(self.columns[place].field)) for place in self._key_places]
+        except (Misfit, RecordError, ArithmeticError):
+            self.unidentified += 1
+            return False
+        self.protected.append(tuple(values))
+        return True
+
+    def _make_fast_ways(self) -> None:
+        self._swift = _FastWay.make(self.columns, self.key, self._fits, self._only_null, SWIFT_TYPES)
+        self._careful = _FastWay.make(self.columns, self.key, self._fits, self._only_null, EXACT_TYPES)
+
+    def _fast(self, frame: Frame) -> Rows | None:
+        """Decode a frame at once, or return None where it is not certain that nothing would be lost."""
+        if b"\\u0000" in frame.payload:
+            return None
+        way = self._careful if self._is_hazardous(frame.payload) else self._swift
+        try:
+            return way.rows(frame) if way else None
+        except (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError):
+            return None
+
+    def _is_hazardous(self, payload: bytes) -> bool:
+        if not self._hazards:
+            return False
+        shape = payload.translate(SHAPE)
+        return any(hazard in shape for hazard in self._hazards)
+
+    def _split(self, raws: Sequence[Raw], positions: npt.NDArray[np.int64], digests: bytes) -> Rows:
+        """Go on with both halves of what could not be decoded at once, down to few records, read exactly."""
+        rows = Rows(columns=[[] for _ in self.columns])
+        if len(raws) <= SMALLEST_SPLIT:
+            for place, raw in enumerate(raws):
+                self._exact(rows, raw, int(positions[place]), digests[DIGEST_BYTES * place :][:DIGEST_BYTES])
+            return rows
+        middle = len(raws) // 2
+        for start, end in ((0, middle), (middle, len(raws))):
+            half = Frame(
+                payload=b"[%b]" % b",".join(raws[start:end]),
+                positions=positions[start:end],
+                digests=digests[DIGEST_BYTES * start : DIGEST_BYTES * end],
+            )
+            rows.extend(self._fast(half) or self._split(raws[start:end], half.positions, half.digests))
+        return rows
+
+    def _exact(self, rows: Rows, raw: Raw, position: int, digest: bytes) -> None:
+        """Read one record exactly, and say what is wrong with it if it cannot become a row."""
+        try:
+            text = without_nul(bytes(raw), strip=self._strip)
+            record, repeated = parse(text)
+            key = {name: record.get(name) for name in self.key}
+            check_key(key)
+            check_storable(record)
+            values = self._values(record, text, _Place(position=position, key=key))
+        except RecordError as error:
+            self._reject(position, str(error), read_key(raw, self.key))
+            return
+        if repeated is not None:
+            self._note("repeated_field", position, f"the field name {repeated!r} stands in it twice", key)
+        if values is not None:
+            rows.append(values, position, digest)
+
+    def _values(self, record: Mapping[str, Any], text: bytes, at: _Place) -> list[Any] | None:
+        """Return the values of all columns, None where a field has no column that holds it."""
+        values: list[Any] = [None] * len(self.columns)
+        texts = _objects.decode(text)
+        complete = True
+        for name, value in record.items():
+            place = self._by_field.get(name)
+            if place is None:
+                complete &= self._unknown(name, value, at)
+            elif value is not None:
+                try:
+                    values[place] = self._fits[place].convert(value, str(texts[name], "utf-8"))
+                except Misfit as misfit:
+                    self._widen(self.columns[place], value, at, misfit)
+                    complete = False
+        return values if complete else None
+
+    def _unknown(self, name: str, value: Any, at: _Place) -> bool:
+        """Note a field without a column; one that has only been null needs none yet."""
+        if value is not None:
+            self._want(None, name, value, at, "has no column")
+            return False
+        if name not in self._only_null:
+            self._only_null.append(name)
+            self._make_fast_ways()
+        return True
+
+    def _widen(self, column: Column, value: Any, at: _Place, misfit: Misfit) -> None:
+        if column.field in self.key and not (column.sql_type == BIGINT and key_type(value) == NUMERIC):
+            raise RecordError(f"its key field {column.field!r} {misfit}")
+        self._want(column, column.field, value, at, str(misfit))
+
+    def _want(self, column: Column | None, name: str, value: Any, at: _Place, reason: str) -> None:
+        self.wanted[name] = join(self.wanted.get(name), infer(value))
+        if self.misfit is None:
+            self.misfit = ColumnMisfit(column=column, field=name, position=at.position, key=at.key, reason=reason)
+
+    def _reject(self, position: int, reason: str, key: Mapping[str, Any] | None) -> None:
+        self.rejected += 1
+        self._note("rejected", position, reason, key if self.protect(key) else None)
+
+    def _row_key(self, place: int, value: Any) -> Any:
+        """Return the key value that a rejected record may have meant: `"1"` may be row 1."""
+        fit = self._fits[place]
+        if isinstance(value, str):
+            check_storable(value)
+        elif key_type(value) is None:
+            raise Misfit("is not a key")
+        try:
+            return fit.convert(value, str(value))
+        except Misfit:
+            if isinstance(value, str) and INTEGER_TEXT.fullmatch(value):
+                return fit.convert(int(value), value)
+            return fit.convert(str(value), str(value))
+
+    def _note(
+        self, kind: Literal["rejected", "repeated_field"], position: int, reason: str, key: Mapping[str, Any] | None
+    ) -> None:
+        if len(self.problems) < KEPT_PROBLEMS:
+            self.problems.append(Problem(kind=kind, position=position, reason=reason, key=key))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where a record stands, for messages about it."""
+
+    position: int
+    key: Mapping[str, Any]
+
+
+class _FastWay:
+    """Decodes a frame at once into typed structs; columns of other types travel as raw text and are converted."""
+
+    def __init__(
+        self, decoder: msgspec.json.Decoder[list[Any]], width: int, nulls: int, raw: dict[int, Callable[[Any], Any]]
+    ) -> None:
+        self._decoder = decoder
+        self._names = [f"f{place}" for place in range(width)]
+        self._null_names = [f"n{number}" for number in range(nulls)]
+        self._raw = raw
+
+    @classmethod
+    def make(
+        cls,
+        columns: Sequence[Column],
+        key: Sequence[str],
+        fits: Sequence[Fit],
+        nulls: Sequence[str],
+        typed: Mapping[str, Any],
+    ) -> _FastWay | None:
+        """Build the struct, or return None for field names that msgspec cannot rename to."""
+        fields: list[tuple[str, Any, Any] | tuple[str, Any]] = []
+        raw: dict[int, Callable[[Any], Any]] = {}
+        for place, (column, fit) in enumerate(zip(columns, fits, strict=True)):
+            is_key = column.field in key
+            kind = typed.get(column.sql_type, Raw)
+            if kind is Raw:
+                raw[place] = _from_raw(column, fit, is_key=is_key)
+                optional: Any = Raw | UnsetType
+            else:
+                optional = kind | None | UnsetType
+            fields.append((f"f{place}", kind) if is_key else (f"f{place}", optional, UNSET))
+        fields += [(f"n{number}", None | UnsetType, UNSET) for number in range(len(nulls))]
+        names = {f"f{place}": column.field for place, column in enumerate(columns)}
+        names |= {f"n{number}": name for number, name in enumerate(nulls)}
+        if any(mark in name or not name.isprintable() for name in names.values() for mark in '"\\'):
+            return None
+        struct = msgspec.defstruct(
+            "Record", fields, rename=names, kw_only=True, gc=False, eq=False, forbid_unknown_fields=True
+        )
+        return cls(msgspec.json.Decoder(list[struct]), len(columns), len(nulls), raw)  # type: ignore[valid-type]
+
+    def rows(self, frame: Frame) -> Rows | None:
+        """Decode a frame; None if a field name may stand twice in a record. Raises ValueError where it is no fit."""
+        structs = self._decoder.decode(frame.payload)
+        columns = [list(map(attrgetter(name), structs)) for name in self._names]
+        missing = [column.count(UNSET) for column in columns]
+        if not self._names_are_unique(frame.payload, structs, columns, sum(missing)):
+            return None
+        for place, convert in self._raw.items():
+            columns[place] = list(map(convert, columns[place]))
+        for place, count in enumerate(missing):
+            if count:
+                columns[place] = [None if value is UNSET else value for value in columns[place]]
+        return Rows(columns=columns, positions=frame.positions.tolist(), digests=uuids(frame.digests))
+
+    def _names_are_unique(self, payload: bytes, structs: list[Any], columns: list[list[Any]], missing: int) -> bool:
+        """Prove by counting that no record repeats a field name.
+
+        White space is taken out because a name may stand apart from its colon. Whatever else looks like a name and
+        its colon, in a text say, makes the count too high, which only sends the frame the exact way.
+        """
+        nulls = sum(
+            [struct_null is None for name in self._null_names for struct_null in map(attrgetter(name), structs)]
+        )
+        nested = sum([_nested_names(value) for place in self._raw for value in columns[place]])
+        expected = len(structs) * len(columns) - missing + nulls + nested
+        return payload.translate(None, SPACE).count(COLON) == expected
+
+
+def _nested_names(value: Any) -> int:
+    """Count the field names inside a raw value; raise ValueError if one of its objects repeats a name."""
+    if value is UNSET:
+        return 0
+    text = bytes(value)
+    if b"{" not in text:
+        return text.translate(None, SPACE).count(COLON)
+    names = text.translate(None, SPACE).count(COLON)
+    if msgspec.json.encode(msgspec.json.decode(text)).count(COLON) != names:
+        raise ValueError("a nested object may repeat a field name")
+    return names
+
+
+def _from_raw(column: Column, fit: Fit, *, is_key: bool) -> Callable[[Any], Any]:
+    """Return what turns the raw text of a field into the column's value; it raises ValueError where that is no fit."""
+    convert = fit.convert
+
+    def any_json(raw: Any) -> Any:
+        if raw is UNSET:
+            return UNSET
+        text = str(raw, "utf-8")
+        if text == "null":
+            return None
+        if LONG_NUMBER_IN_JSON.search(text):
+            raise ValueError("a number may be too large for numeric")
+        return text
+
+    def single_value(raw: Any) -> Any:
+        if raw is UNSET:
+            return UNSET
+        text = str(raw, "utf-8")
+        value = parse_scalar(text)
+        if is_key and key_type(value) is None:
+            raise ValueError("not a key")
+        return None if value is None else convert(value, text)
+
+    return any_json if column.sql_type == JSONB else single_value
+
+
+def uuids(digests: bytes) -> list[UUID]:
+    """Return digests as the driver takes them."""
+    return [UUID(digests[start : start + DIGEST_BYTES]) for start in range(0, len(digests), DIGEST_BYTES)]

@@ -1,0 +1,358 @@
+"""Mirrors: what their tables look like, how they are made and changed, and what they hold."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.schema import CreateColumn, CreateTable
+
+from columns import JSONB, NUMERIC, TEXT, TIMESTAMPTZ, Column, column_name
+from errors import SchemaConflict
+from fingerprints import KnownFingerprints
+from models import (
+    BOOKKEEPING,
+    DELETED_AT,
+    FINGERPRINT,
+    ForeignWriteRow,
+    MirrorRow,
+    Source,
+    SqlType,
+    Validators,
+    bookkeeping_columns,
+    mirror_table,
+)
+from store.database import Database, driver_connection, sqlstate
+from store.triggers import TRIGGERS, create_triggers
+
+NO_FINGERPRINT = "00000000-0000-0000-0000-000000000000"
+"""Stands for a missing fingerprint in a copy, so that all rows of the copy are of one size."""
+
+_quote = postgresql.dialect().identifier_preparer.quote  # type: ignore[no-untyped-call] # SQLAlchemy leaves it untyped
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mirror:
+    """A mirror as it stands in one snapshot of the database."""
+
+    name: str
+    """As people write it, schema first; the key of `lockstep.mirrors`."""
+    table: str
+    db_schema: str
+    key: tuple[str, ...]
+    """Key fields."""
+    exists: bool
+    types: dict[str, str]
+    """Every column of the table with its type, the user's own and the bookkeeping ones included."""
+    columns: tuple[Column, ...]
+    """The source's columns among them."""
+    has_rows: bool
+    keyed: bool
+    """Whether a unique index over the key columns exists."""
+    watched: bool
+    """Whether all triggers are in place."""
+    may_watch: bool
+    """False where triggers were refused before."""
+    state: MirrorState
+    foreign_writes: frozenset[int]
+
+    @property
+    def signature(self) -> str:
+        """Digest of the source's columns: under another one, fingerprints say nothing."""
+        return signature(self.columns, self.key)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the fingerprints in the rows still tell what the rows hold."""
+        kinds_agree = self.state.fingerprint_kind == self.state.stored_kind
+        return self.is_adopted and self.state.signature == self.signature and kinds_agree
+
+    @property
+    def is_adopted(self) -> bool:
+        """Whether the table has the bookkeeping columns."""
+        return all(name in self.types for name in BOOKKEEPING)
+
+    @property
+    def qualified(self) -> str:
+        """The table's name as SQL spells it."""
+        return f"{_quote(self.db_schema)}.{_quote(self.table)}"
+
+    @property
+    def key_columns(self) -> tuple[str, ...]:
+        """Names of the key's columns."""
+        return tuple(column_name(field) for field in self.key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MirrorState:
+    """What the last run left in `lockstep.mirrors`."""
+
+    signature: str = ""
+    fingerprint_kind: str = "raw"
+    stored_kind: str = "raw"
+    feed: str | None = None
+    validators: Validators = field(default_factory=Validators)
+    live_rows: int = 0
+    last_run: int | None = None
+
+
+def signature(columns: Iterable[Column], key: Sequence[str]) -> str:
+    """Return a digest of the key, the columns and their types."""
+    spelled = sorted(f"{column.field}\0{column.name}\0{column.sql_type}" for column in columns)
+    spelled.append("\0".join(key))
+    return hashlib.blake2s("\n".join(spelled).encode(), digest_size=16).hexdigest()
+
+
+def mirror_name(source: Source) -> str:
+    """Return the name under which a source's mirror is known."""
+    return f"{source.db_schema}.{source.table}"
+
+
+CATALOG = sa.text("""
+    SELECT c.relkind::text AS relkind,
+           (SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_attribute a
+             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS names,
+           (SELECT array_agg(format_type(a.atttypid, a.atttypmod) ORDER BY a.attnum) FROM pg_attribute a
+             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS types,
+           (SELECT array_agg(t.tgname::text) FROM pg_trigger t
+             WHERE t.tgrelid = c.oid AND t.tgenabled IN ('O', 'A')) AS triggers,
+           EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid
+                     AND i.indpred IS NULL AND i.indexprs IS NULL
+                     AND (SELECT array_agg(a.attname::text ORDER BY a.attname) FROM pg_attribute a
+                           WHERE a.attrelid = c.oid AND a.attnum = ANY (i.indkey)) = CAST(:key AS text[])) AS keyed
+      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE n.nspname = :db_schema AND c.relname = :table
+""")
+
+
+async def select_mirror(session: AsyncSession, source: Source) -> Mirror:
+    """Read what a mirror looks like now; one that does not exist yet has no columns."""
+    name = mirror_name(source)
+    key_columns = sorted(column_name(field) for field in source.key)
+    found = (
+        await session.execute(CATALOG, {"db_schema": source.db_schema, "table": source.table, "key": key_columns})
+    ).one_or_none()
+    if found is not None and found.relkind not in ("r", "p"):
+        raise SchemaConflict(f"{name} is not a table.", remedy="Name another table in table_name.")
+    row = await session.get(MirrorRow, name)
+    foreign = await session.scalars(sa.select(ForeignWriteRow.xid).where(ForeignWriteRow.mirror == name))
+    types = dict(zip(found.names or (), found.types or (), strict=True)) if found else {}
+    exists = found is not None
+    return Mirror(
+        name=name,
+        table=source.table,
+        db_schema=source.db_schema,
+        key=source.key,
+        exists=exists,
+        types=types,
+        columns=_source_columns(types, row, source.key),
+        has_rows=exists and await _has_rows(session, source),
+        keyed=bool(found and found.keyed),
+        watched=bool(found and set(TRIGGERS) <= set(found.triggers or ())),
+        may_watch=row is None or row.watched,
+        state=_state(row),
+        foreign_writes=frozenset(foreign),
+    )
+
+
+def _source_columns(types: dict[str, str], row: MirrorRow | None, key: Sequence[str]) -> tuple[Column, ...]:
+    """Return the columns that are known to hold fields, the key's first; a run may find that others do too."""
+    known = row.fields if row else {}
+    columns = [
+        Column(name=entry["column"], field=name, sql_type=types[entry["column"]], owned=entry["owned"])
+        for name, entry in known.items()
+        if entry["column"] in types
+    ]
+    places = {name: place for place, name in enumerate(key)}
+    return tuple(sorted(columns, key=lambda column: places.get(column.field, len(places))))
+
+
+def _state(row: MirrorRow | None) -> MirrorState:
+    if row is None:
+        return MirrorState()
+    return MirrorState(
+        signature=row.signature,
+        fingerprint_kind=row.fingerprint_kind,
+        stored_kind=row.stored_kind,
+        feed=row.feed,
+        validators=Validators(etag=row.etag, last_modified=row.last_modified),
+        live_rows=row.live_rows,
+        last_run=row.last_run,
+    )
+
+
+async def _has_rows(session: AsyncSession, source: Source) -> bool:
+    table = sa.table(source.table, schema=source.db_schema)
+    return bool(await session.scalar(sa.select(sa.exists(sa.select(sa.literal(1)).select_from(table)))))
+
+
+async def select_fingerprints(session: AsyncSession, mirror: Mirror) -> tuple[KnownFingerprints, int]:
+    """Copy out the fingerprints of the live rows; return them and the number of live rows that have none."""
+    driver = await driver_connection(session)
+    copied = bytearray()
+
+    async def keep(data: bytes) -> None:
+        copied.extend(data)
+
+    await driver.copy_from_query(
+        f"SELECT COALESCE({_quote(FINGERPRINT)}, '{NO_FINGERPRINT}'::uuid) FROM {mirror.qualified}"  # noqa: S608 # constants and quoted names
+        f" WHERE {_quote(DELETED_AT)} IS NULL",
+        output=keep,
+        format="binary",
+    )
+    return KnownFingerprints.from_copy(copied)
+
+
+async def count_live_rows(session: AsyncSession, mirror: Mirror) -> int:
+    """Count the rows that are not tombstones."""
+    if not mirror.exists:
+        return 0
+    table = mirror_table(mirror.table, mirror.db_schema, {})
+    query = sa.select(sa.func.count()).select_from(table)
+    if mirror.is_adopted:
+        query = query.where(table.c[DELETED_AT].is_(None))
+    return await session.scalar(query) or 0
+
+
+async def select_lock_holders(database: Database, mirror: Mirror) -> list[int]:
+    """Return the backends that hold locks on a mirror's table or its rows, to be named to whoever waited for them."""
+    query = sa.text("""
+        SELECT DISTINCT l.pid FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+          JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE l.granted AND l.mode <> 'AccessShareLock' AND l.pid <> pg_backend_pid()
+           AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+           AND n.nspname = :db_schema AND c.relname = :table
+         ORDER BY l.pid
+    """)
+    async with database.transaction() as session:
+        return list(await session.scalars(query, {"db_schema": mirror.db_schema, "table": mirror.table}))
+
+
+async def create_mirror(session: AsyncSession, mirror: Mirror, columns: Sequence[Column], *, keyed: bool) -> None:
+    """Create a mirror's table, with its primary key or, to load it faster, without."""
+    types = {column.name: column.sql_type for column in columns}
+    table = mirror_table(mirror.table, mirror.db_schema, types, mirror.key_columns if keyed else ())
+    await _execute_ddl(session, _spell(CreateTable(table)))
+
+
+async def create_primary_key(session: AsyncSession, mirror: Mirror) -> None:
+    """Make the key columns the primary key of a table that was created without one."""
+    names = ", ".join(_quote(name) for name in mirror.key_columns)
+    await _execute_ddl(session, f"ALTER TABLE {mirror.qualified} ADD PRIMARY KEY ({names})")
+
+
+async def alter_mirror(session: AsyncSession, mirror: Mirror, columns: Sequence[Column]) -> None:
+    """Bring an existing table into the shape that a run needs: bookkeeping columns, new ones, wider ones, the key."""
+    missing = [column for column in bookkeeping_columns() if column.name not in mirror.types]
+    missing += [sa.Column(each.name, SqlType(each.sql_type)) for each in columns if each.name not in mirror.types]
+    clauses = [f"ADD COLUMN {_column_ddl(column)}" for column in missing]
+    for column in columns:
+        have = mirror.types.get(column.name, column.sql_type)
+        if have != column.sql_type:
+            using = _spell(widened(sa.column(column.name), have, column.sql_type))
+            clauses.append(f"ALTER COLUMN {_quote(column.name)} TYPE {column.sql_type} USING {using}")
+    if clauses:
+        # The row trigger names the columns whose updates it watches, so they cannot change while it is there.
+        await _execute_ddl(session, f"DROP TRIGGER IF EXISTS {TRIGGERS[0]} ON {mirror.qualified}")
+        await _execute_ddl(session, f"ALTER TABLE {mirror.qualified} {', '.join(clauses)}")
+    if not mirror.keyed:
+        await _create_key_index(session, mirror)
+
+
+async def copy_into(
+    session: AsyncSession, mirror: Mirror, columns: Sequence[Column], rows: AsyncIterable[Sequence[Any]]
+) -> int:
+    """Copy decoded records straight into a mirror: their columns' values and fingerprint; return how many."""
+    driver = await driver_connection(session)
+    names = [column.name for column in columns]
+    status = await driver.copy_records_to_table(
+        mirror.table, schema_name=mirror.db_schema, records=rows, columns=[*names, FINGERPRINT]
+    )
+    return int(status.removeprefix("COPY "))
+
+
+def widened(value: sa.ColumnElement[Any], narrow: str, wide: str) -> sa.ColumnElement[Any]:
+    """Return the expression that turns a column's value into its wider type without a change of value."""
+    if wide == JSONB:
+        return sa.func.to_jsonb(value)
+    if wide == NUMERIC:
+        # Only by way of text does a double give its shortest form; the direct cast keeps 15 digits.
+        return sa.cast(sa.cast(value, sa.Text), sa.Numeric)
+    if (narrow, wide) == (TIMESTAMPTZ, TEXT):
+        return sa.cast(value, sa.Text)
+    raise ValueError(f"no way from {narrow} to {wide}")
+
+
+def _spell(clause: sa.ClauseElement) -> str:
+    """Return a clause as SQL, with quoted names."""
+    return str(clause.compile(dialect=postgresql.dialect()))  # type: ignore[no-untyped-call] # SQLAlchemy leaves it untyped
+
+
+def _column_ddl(column: sa.Column[Any]) -> str:
+    sa.Table("ddl", sa.MetaData(), column)
+    return _spell(CreateColumn(column))
+
+
+async def _create_key_index(session: AsyncSession, mirror: Mirror) -> None:
+    names = ", ".join(_quote(name) for name in mirror.key_columns)
+    try:
+        await _execute_ddl(session, f"CREATE UNIQUE INDEX ON {mirror.qualified} ({names})")
+    except sa.exc.IntegrityError as error:
+        raise SchemaConflict(
+            f"{mirror.name} holds several rows with the same key ({', '.join(mirror.key)}).",
+            remedy="Remove the surplus rows, or name another key in SOURCE_KEY, then sync again.",
+        ) from error
+
+
+async def _execute_ddl(session: AsyncSession, statement: str) -> None:
+    await (await session.connection()).exec_driver_sql(statement)
+
+
+async def watch(session: AsyncSession, mirror: Mirror, columns: Sequence[Column]) -> bool:
+    """Put the triggers in place that tell of foreign writes; return False where that is refused."""
+    try:
+        async with session.begin_nested():
+            for statement in create_triggers(mirror.qualified, mirror.name, [_quote(c.name) for c in columns]):
+                await _execute_ddl(session, statement)
+    except sa.exc.DBAPIError as error:
+        if sqlstate(error) not in ("42501", "0A000"):
+            raise
+        return False
+    return True
+
+
+async def upsert_mirror(
+    session: AsyncSession,
+    mirror: Mirror,
+    columns: Sequence[Column],
+    *,
+    watched: bool,
+    **state: Any,
+) -> None:
+    """Write down what a run leaves behind, so that the next one knows what it may trust."""
+    values = {
+        "name": mirror.name,
+        "key": list(mirror.key),
+        "fields": {column.field: {"column": column.name, "owned": column.owned} for column in columns},
+        "signature": signature(columns, mirror.key),
+        "watched": watched,
+        **state,
+    }
+    statement = insert(MirrorRow).values(values)
+    await session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values))
+
+
+async def delete_foreign_writes(session: AsyncSession, mirror: Mirror) -> None:
+    """Forget the foreign writes that a run has taken into account; those that came later stay."""
+    if mirror.foreign_writes:
+        await session.execute(
+            sa.delete(ForeignWriteRow).where(
+                ForeignWriteRow.mirror == mirror.name, ForeignWriteRow.xid.in_(mirror.foreign_writes)
+            )
+        )

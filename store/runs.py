@@ -1,0 +1,230 @@
+"""Runs: who may run, who is running, and how each run ended.
+
+One run per mirror is what a unique index over the running ones says, so it holds over all processes and through any
+connection pooler. A run's owner renews its lease; a run whose lease ran out, or whose process is known to be dead, is
+marked interrupted by whoever comes next. The transaction that applies a run locks its row first, so a run that was
+given up for dead can never write.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from errors import ApprovalRefused, MirrorBusy, RunInterrupted
+from models import Counts, Problem, Report, RunRow, RunStatus
+from store.database import Database
+
+LEASE = timedelta(seconds=30)
+RENEWAL_SECONDS = 8
+
+ENDED_WITHOUT_A_WORD = "The process that ran it ended before the run did."
+
+
+def _this_process() -> str:
+    """Name this process so that another one on the same host can tell whether it is alive."""
+    process = psutil.Process()
+    namespace = Path("/proc/self/ns/pid")
+    namespace_id = namespace.stat().st_ino if namespace.exists() else 0
+    return f"{socket.gethostname()}/{namespace_id}/{process.pid}/{process.create_time():.2f}"
+
+
+OWNER = _this_process()
+
+
+def _is_dead(owner: str) -> bool:
+    """Tell whether a run's process is certainly gone; one on another host may always be alive."""
+    place, _, process = owner.rpartition("/")
+    place, _, pid = place.rpartition("/")
+    if place != OWNER.rsplit("/", 2)[0]:
+        return False
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.2f}" != process
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _lease_end() -> sa.ColumnElement[datetime]:
+    return sa.func.clock_timestamp() + sa.literal(LEASE)
+
+
+async def insert_run(database: Database, *, source: str, mirror: str, approves: int | None = None) -> Report:
+    """Open a run, committed at once; raise MirrorBusy if the mirror has one under way.
+
+    With `approves`, raise ApprovalRefused unless that run holds deletions that nobody has approved yet.
+    """
+    async with database.transaction() as session:
+        if approves is not None:
+            await select_hold(session, mirror, approves)
+        await _interrupt_dead_runs(session, mirror)
+        inserted = await session.execute(
+            insert(RunRow)
+            .values(source=source, mirror=mirror, owner=OWNER, lease_until=_lease_end(), approves=approves)
+            .on_conflict_do_nothing(index_elements=["mirror"], index_where=RunRow.status == "running")
+            .returning(RunRow)
+        )
+        row = inserted.scalar_one_or_none()
+        if row is not None:
+            return _report(row)
+        running = await session.scalar(sa.select(RunRow).where(RunRow.mirror == mirror, RunRow.status == "running"))
+    if running is None:
+        # It ended between the two statements, so the way is free now.
+        return await insert_run(database, source=source, mirror=mirror, approves=approves)
+    raise MirrorBusy(
+        f"Run {running.id} has been syncing {mirror} since {running.started_at:%Y-%m-%d %H:%M:%S} UTC.",
+        run=running.id,
+        since=running.started_at,
+    )
+
+
+async def select_hold(session: AsyncSession, mirror: str, run: int) -> int:
+    """Return how many deletions a run holds that may be approved; raise ApprovalRefused if there are none."""
+    held = await session.scalar(sa.select(RunRow).where(RunRow.id == run, RunRow.mirror == mirror))
+    if held is None or held.status != "held":
+        raise ApprovalRefused(f"Run {run} of {mirror} holds no deletions.")
+    newer = await session.scalar(
+        sa.select(RunRow.id)
+        .where(RunRow.mirror == mirror, RunRow.id > run, RunRow.status.in_(("held", "succeeded")))
+        .order_by(RunRow.id.desc())
+        .limit(1)
+    )
+    if newer is not None:
+        raise ApprovalRefused(f"Run {newer} of {mirror} has come since run {run}.")
+    return held.held
+
+
+async def select_approved(database: Database, run: int) -> int:
+    """Return how many deletions a held run had shown, which is how many an approval of it covers."""
+    async with database.transaction() as session:
+        return await session.scalar(sa.select(RunRow.held).where(RunRow.id == run)) or 0
+
+
+async def renew_lease(database: Database, run: int) -> None:
+    """Say that a run is alive; one that is being applied is locked, which says the same."""
+    async with database.transaction() as session:
+        mine = sa.select(RunRow.id).where(RunRow.id == run).with_for_update(skip_locked=True).scalar_subquery()
+        await session.execute(sa.update(RunRow).where(RunRow.id == mine).values(lease_until=_lease_end()))
+
+
+async def lock_run(session: AsyncSession, run: int) -> None:
+    """Lock a run's row until the transaction ends; raise RunInterrupted if it was given up for dead."""
+    alive = await session.scalar(
+        sa.select(RunRow.id).where(RunRow.id == run, RunRow.status == "running").with_for_update()
+    )
+    if alive is None:
+        raise RunInterrupted(f"Run {run} was given up for dead, because its lease had not been renewed in time.")
+
+
+async def update_run(session: AsyncSession, report: Report) -> None:
+    """Close a run as its report says; a run that is closed already stays as it is."""
+    counts = asdict(report.counts)
+    outcome = {
+        name: getattr(report, name)
+        for name in ("status", "duration_ms", "body_bytes", "first_load", "not_modified", "error", "cause", "remedy")
+    }
+    await session.execute(
+        sa.update(RunRow)
+        .where(RunRow.id == report.run, RunRow.status == "running")
+        .values(
+            finished_at=sa.func.clock_timestamp(),
+            problems=msgspec.to_builtins(report.problems, str_keys=True),
+            **counts,
+            **outcome,
+        )
+    )
+
+
+async def finish_run(database: Database, report: Report) -> None:
+    """Close a run in a transaction of its own."""
+    async with database.transaction() as session:
+        await update_run(session, report)
+
+
+async def select_run(database: Database, run: int) -> Report | None:
+    """Return one run, or None."""
+    async with database.transaction() as session:
+        row = await session.get(RunRow, run)
+        return _report(row) if row else None
+
+
+async def select_runs(
+    database: Database, *, before: int | None = None, limit: int = 50, source: str | None = None
+) -> list[Report]:
+    """Return the newest runs first, older than `before` if that is given."""
+    query = sa.select(RunRow).order_by(RunRow.id.desc()).limit(limit)
+    if before is not None:
+        query = query.where(RunRow.id < before)
+    if source is not None:
+        query = query.where(RunRow.source == source)
+    async with database.transaction() as session:
+        return [_report(row) for row in await session.scalars(query)]
+
+
+async def reap_stale_runs(database: Database) -> int:
+    """Mark runs interrupted whose process is gone; return how many there were."""
+    async with database.transaction() as session:
+        return await _interrupt_dead_runs(session, None)
+
+
+async def _interrupt_dead_runs(session: AsyncSession, mirror: str | None) -> int:
+    # Rows that are locked belong to runs that are being applied, so they are alive whatever their lease says.
+    query = sa.select(RunRow.id, RunRow.owner, RunRow.lease_until < sa.func.clock_timestamp()).where(
+        RunRow.status == "running"
+    )
+    if mirror is not None:
+        query = query.where(RunRow.mirror == mirror)
+    running = await session.execute(query.with_for_update(skip_locked=True))
+    dead = [run for run, owner, expired in running if expired or _is_dead(owner)]
+    if dead:
+        await session.execute(
+            sa.update(RunRow)
+            .where(RunRow.id.in_(dead))
+            .values(
+                status="interrupted",
+                finished_at=sa.func.clock_timestamp(),
+                error=RunInterrupted.code,
+                cause=ENDED_WITHOUT_A_WORD,
+                remedy=RunInterrupted.default_remedy,
+            )
+        )
+    return len(dead)
+
+
+def _report(row: RunRow) -> Report:
+    return Report(
+        run=row.id,
+        source=row.source,
+        table=row.mirror,
+        status=msgspec.convert(row.status, type=RunStatus),
+        counts=Counts(**{name: getattr(row, name) for name in Counts.__dataclass_fields__}),
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        duration_ms=row.duration_ms,
+        body_bytes=row.body_bytes,
+        first_load=row.first_load,
+        not_modified=row.not_modified,
+        approves=row.approves,
+        error=row.error,
+        cause=row.cause,
+        remedy=row.remedy,
+        problems=_problems(row.problems),
+    )
+
+
+def _problems(problems: Sequence[dict[str, Any]]) -> tuple[Problem, ...]:
+    return tuple(msgspec.convert(problem, Problem) for problem in problems)
+
+
+def failed(report: Report, *, status: RunStatus, error: str, cause: str, remedy: str) -> Report:
+    """Return the report of a run that came to nothing."""
+    return replace(report, status=status, error=error, cause=cause, remedy=remedy, counts=Counts())

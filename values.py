@@ -1,0 +1,224 @@
+"""Convert one parsed JSON value into what a column's type takes, exactly or not at all.
+
+The parsed form is the one of `records.parse`: numbers are int or Decimal, so no digit is lost on the way here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import Any, TypeVar
+from uuid import UUID
+
+import numpy as np
+
+from columns import (
+    BIGINT,
+    BIGINT_MAX,
+    BIGINT_MIN,
+    BOOLEAN,
+    DOUBLE,
+    JSONB,
+    NUMERIC,
+    RFC3339,
+    TEXT,
+    fits_double,
+    fits_numeric,
+    is_integral,
+)
+
+Read = TypeVar("Read")
+
+Converter = Callable[[Any, str], Any]
+"""Takes the parsed value and its JSON text; returns the value for the driver or raises Misfit. Never sees null."""
+
+INTEGER_RANGES = {"smallint": (-(2**15), 2**15 - 1), "integer": (-(2**31), 2**31 - 1), BIGINT: (BIGINT_MIN, BIGINT_MAX)}
+
+SPELLING = re.compile(
+    r"(?P<base>[a-z ]+?)(?:\((?P<first>\d+)(?:,(?P<second>-?\d+))?\))?"
+    r"(?P<zone> with(?:out)? time zone)?(?P<array>\[\])?"
+)
+"""How format_type() spells a type: its name, modifiers, time zone and array brackets."""
+
+LOCAL_TIMESTAMP = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(?:\.(\d{1,6}))?")
+LOCAL_TIME = re.compile(r"\d{2}:\d{2}:\d{2}(?:\.(\d{1,6}))?")
+CALENDAR_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+FRACTION = re.compile(r"\.(\d+)")
+
+
+class Misfit(ValueError):
+    """A value that a column cannot hold as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How a column takes values: the converter, and the type in which they travel to the database."""
+
+    convert: Converter
+    staged_as: str
+    by_cast: bool = False
+    """The type is not one of those known here: values travel as text, and PostgreSQL's own input decides."""
+
+
+def fit_for(sql_type: str) -> Fit:
+    """Return how a column of a type, spelled as by format_type(), takes values."""
+    match = SPELLING.fullmatch(sql_type)
+    convert = _converter(match) if match else None
+    if convert is None:
+        return Fit(convert=_literal, staged_as=TEXT, by_cast=True)
+    return Fit(convert=_each(convert) if match and match["array"] else convert, staged_as=sql_type)
+
+
+def _converter(match: re.Match[str]) -> Converter | None:
+    base, first, second = match["base"], match["first"], match["second"]
+    if match["array"] and base in ("json", JSONB):
+        return None
+    if base in INTEGER_RANGES:
+        return _integer(*INTEGER_RANGES[base])
+    if base == NUMERIC:
+        return _bounded_numeric(int(first), int(second or 0)) if first else _numeric
+    if base in ("character varying", "character"):
+        # "character" compares without trailing spaces, so a value that ends in one would be cut.
+        return _bounded_text(int(first) if first else None, padded=base == "character")
+    if base in ("timestamp", "time"):
+        return _moment(base, match["zone"], int(first) if first else 6)
+    return {
+        BOOLEAN: _boolean, DOUBLE: _double, "real": _real, TEXT: _text,
+        JSONB: _json, "json": _json, "date": _date, "uuid": _uuid,
+    }.get(base)  # fmt: skip
+
+
+def _boolean(value: Any, _text: str) -> bool:
+    if not isinstance(value, bool):
+        raise Misfit("is not true or false")
+    return value
+
+
+def _number(value: Any) -> int | Decimal:
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        raise Misfit("is not a number")
+    return value
+
+
+def _integer(low: int, high: int) -> Converter:
+    def convert(value: Any, _text: str) -> int:
+        number = _number(value)
+        if not is_integral(number):
+            raise Misfit("is not a whole number")
+        if not low <= number <= high:
+            raise Misfit(f"is not between {low} and {high}")
+        return int(number)
+
+    return convert
+
+
+def _double(value: Any, _text: str) -> float:
+    number = _number(value)
+    if not fits_double(number):
+        raise Misfit("has more digits than a double precision keeps")
+    return float(number)
+
+
+def _real(value: Any, _text: str) -> float:
+    with np.errstate(over="ignore"):
+        single = np.float32(str(_number(value)))
+    if not np.isfinite(single) or Decimal(str(single)) != value:
+        raise Misfit("has more digits than a real keeps")
+    return float(single)
+
+
+def _numeric(value: Any, _text: str) -> Decimal:
+    number = Decimal(_number(value))
+    if not fits_numeric(number):
+        raise Misfit("has more digits than numeric keeps")
+    return number
+
+
+def _bounded_numeric(precision: int, scale: int) -> Converter:
+    def convert(value: Any, text: str) -> Decimal:
+        number = _numeric(value, text)
+        shortest = number.normalize()
+        exponent = shortest.as_tuple().exponent
+        if number and (not isinstance(exponent, int) or exponent < -scale or number.adjusted() >= precision - scale):
+            raise Misfit(f"does not fit numeric({precision},{scale})")
+        return number
+
+    return convert
+
+
+def _text(value: Any, _text: str) -> str:
+    if not isinstance(value, str):
+        raise Misfit("is not a text")
+    return value
+
+
+def _bounded_text(length: int | None, *, padded: bool) -> Converter:
+    def convert(value: Any, text: str) -> str:
+        _text(value, text)
+        if length is not None and len(value) > length:
+            raise Misfit(f"is longer than {length} characters")
+        if padded and value.endswith(" "):
+            raise Misfit("ends in a space, which this type does not keep")
+        return str(value)
+
+    return convert
+
+
+def _moment(base: str, zone: str | None, precision: int) -> Converter:
+    if base == "time":
+        return _clock(time.fromisoformat, LOCAL_TIME, "a time without offset", precision)
+    if zone == " with time zone":
+        return _clock(datetime.fromisoformat, RFC3339, "an RFC 3339 time with an offset", precision)
+    return _clock(datetime.fromisoformat, LOCAL_TIMESTAMP, "an RFC 3339 time without offset", precision)
+
+
+def _clock(read: Callable[[str], Any], pattern: re.Pattern[str], wanted: str, precision: int) -> Converter:
+    def convert(value: Any, text: str) -> Any:
+        if not pattern.fullmatch(_text(value, text)):
+            raise Misfit(f"is not {wanted} of at most {precision} fractional digits")
+        fraction = FRACTION.search(value)
+        if fraction and len(fraction[1].rstrip("0")) > precision:
+            raise Misfit(f"is finer than {precision} fractional digits")
+        return _read(read, value.upper(), wanted)
+
+    return convert
+
+
+def _date(value: Any, text: str) -> date:
+    if not CALENDAR_DATE.fullmatch(_text(value, text)):
+        raise Misfit("is not a date")
+    return _read(date.fromisoformat, value, "a date")
+
+
+def _uuid(value: Any, text: str) -> UUID:
+    return _read(UUID, _text(value, text), "a UUID")
+
+
+def _read(read: Callable[[str], Read], value: str, wanted: str) -> Read:
+    try:
+        return read(value)
+    except ValueError as error:
+        raise Misfit(f"is not {wanted}") from error
+
+
+def _json(_value: Any, text: str) -> str:
+    return text
+
+
+def _literal(value: Any, text: str) -> str:
+    if isinstance(value, dict | list):
+        raise Misfit("is not a single value")
+    return value if isinstance(value, str) else text
+
+
+def _each(convert: Converter) -> Converter:
+    def convert_all(value: Any, _text: str) -> list[Any]:
+        if not isinstance(value, list) or any(isinstance(item, dict | list) for item in value):
+            raise Misfit("is not a list of single values")
+        # An element has no text of its own here; only the converters of json need it, and they are not for arrays.
+        return [None if item is None else convert(item, str(item)) for item in value]
+
+    return convert_all
