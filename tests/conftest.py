@@ -1,0 +1,43 @@
+"""Fixtures that all tests share: a real PostgreSQL, a fresh database for each test, a real feed server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest_asyncio
+
+from store import Database, migrations
+from tests.feed_server import FeedServer
+from tests.postgres import fresh_database, postgres_server
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def server_url() -> AsyncIterator[str]:
+    """Run one PostgreSQL for the whole session."""
+    async with postgres_server() as url:
+        yield url
+
+
+@pytest_asyncio.fixture
+async def database_url(server_url: str) -> AsyncIterator[str]:
+    """Make an empty database for one test."""
+    async with fresh_database(server_url) as url:
+        yield url
+
+
+@pytest_asyncio.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """Connect to a database that has the service's own tables."""
+    database = Database.connect(database_url, pool_size=5)
+    await migrations.upgrade(database)
+    yield database
+    await database.close()
+
+
+@pytest_asyncio.fixture
+async def feed() -> AsyncIterator[FeedServer]:
+    """Start a feed server, which answers 404 until it is told what to serve."""
+    async with FeedServer() as server:
+        yield server
+
+
