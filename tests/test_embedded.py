@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import asyncpg
-import psutil
 import pytest
 
-from errors import DatabaseUnavailable, LockstepError, SettingError
-from store import binaries, postmaster
+from errors import DatabaseUnavailable, SettingError
+from store import postmaster
 from store.embedded import MAX_LOG_BYTES, EmbeddedServer
+from tests.embedded import fail_to_start, pid_of, query, running
 from tests.postgres import connect, temporary_directory
 
 ROOT = Path(__file__).parent.parent
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root lends the server to another user")
 
 USER_PROGRAM = """
 import asyncio, sys
@@ -44,16 +42,6 @@ def data_dir() -> Iterator[Path]:
     """A directory for one server."""
     with temporary_directory() as directory:
         yield directory
-
-
-@asynccontextmanager
-async def running(data_dir: Path, *, bin_dir: Path | None = None) -> AsyncIterator[tuple[EmbeddedServer, str]]:
-    """A started server and its URL, stopped afterwards."""
-    server = EmbeddedServer(data_dir, bin_dir=bin_dir)
-    try:
-        yield server, await server.start()
-    finally:
-        await server.stop()
 
 
 @asynccontextmanager
@@ -79,37 +67,11 @@ async def other_process(data_dir: Path) -> AsyncIterator[tuple[asyncio.subproces
         await process.communicate()
 
 
-async def query(url: str, statement: str, *arguments: object) -> object:
-    """The single value that `statement` gives."""
-    connection = await connect(url)
-    try:
-        return await connection.fetchval(statement, *arguments)
-    finally:
-        await connection.close()
-
-
-def pid_of(server: EmbeddedServer) -> int:
-    """The number of the running server's process."""
-    found = postmaster.find(server.data_directory)
-    assert found
-    return found.pid
-
-
 def kill(server: EmbeddedServer) -> None:
     """Kill the running server, and return when it is dead."""
     os.kill(pid_of(server), signal.SIGKILL)
     while postmaster.find(server.data_directory):
         os.sched_yield()
-
-
-async def fail_to_start(data_dir: Path, *, bin_dir: Path | None = None) -> LockstepError:
-    """The error of a start that must fail, after which nothing is left running or held."""
-    server = EmbeddedServer(data_dir, bin_dir=bin_dir)
-    with pytest.raises(LockstepError) as caught:
-        await server.start()
-    assert postmaster.state(server.data_directory) == "absent"
-    await server.stop()
-    return caught.value
 
 
 async def test_stop_ends_the_server_and_the_next_start_finds_the_data(data_dir: Path) -> None:
@@ -325,84 +287,3 @@ async def test_a_server_out_of_sight_is_left_alone(data_dir: Path) -> None:
             await EmbeddedServer(data_dir).start()
         pid_file.write_text(written)
         assert await query(url, "SELECT 1") == 1
-
-
-@contextmanager
-def small_disk(directory: Path) -> Iterator[None]:
-    """A disk at `directory` on which no cluster has room."""
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m,mode=755", "tmpfs", directory], check=False).returncode:
-        pytest.skip("no right to mount a disk here")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", directory], check=True)
-
-
-@as_root
-async def test_a_full_disk_is_named(data_dir: Path) -> None:
-    """A first start on a disk that fills up leaves no cluster behind and says why."""
-    with small_disk(data_dir):
-        error = await fail_to_start(data_dir)
-        assert "No space left on device" in error.cause
-        assert not (data_dir / "postgres" / "cluster").exists()
-
-
-@as_root
-async def test_root_keeps_its_data_where_the_server_can_reach_it(data_dir: Path) -> None:
-    """Under a home of mode 0700 the cluster is sheltered elsewhere, and the next start finds it there."""
-    data_dir.chmod(0o700)
-    try:
-        async with running(data_dir) as (server, url):
-            await query(url, "CREATE TABLE kept AS SELECT 42 AS answer")
-        assert not server.data_directory.is_relative_to(data_dir)
-        async with running(data_dir) as (_, url):
-            assert await query(url, "SELECT answer FROM kept") == 42
-    finally:
-        shutil.rmtree(server.data_directory.parent)
-    error = await fail_to_start(data_dir)
-    assert isinstance(error, SettingError)
-    assert str(server.data_directory.parent) in error.cause
-
-
-@as_root
-async def test_root_says_what_to_do_when_the_data_has_become_unreachable(data_dir: Path) -> None:
-    """A cluster that was moved out of the server's reach is neither ignored nor replaced by an empty one."""
-    async with running(data_dir):
-        pass
-    data_dir.chmod(0o700)
-    error = await fail_to_start(data_dir)
-    assert isinstance(error, SettingError)
-    assert "chmod o+x" in error.remedy
-
-
-@as_root
-async def test_root_copies_programs_that_the_server_cannot_reach(data_dir: Path) -> None:
-    """Programs in a virtual environment under a home of mode 0700 are copied to where the server can run them."""
-    with temporary_directory() as home:
-        bin_dir = copy_programs(home)
-        home.chmod(0o700)
-        for _ in ("first", "later"):
-            async with running(data_dir, bin_dir=bin_dir) as (server, url):
-                assert await query(url, "SELECT 1") == 1
-                assert Path(psutil.Process(pid_of(server)).exe()).is_relative_to(data_dir)
-
-
-@as_root
-async def test_root_says_what_to_do_when_even_a_copy_does_not_run(data_dir: Path) -> None:
-    """Programs that cannot be copied whole are named, with the remedy."""
-    with temporary_directory() as home:
-        bin_dir = copy_programs(home)
-        (bin_dir / "initdb").write_text("#!/nonexistent/interpreter\n")
-        error = await fail_to_start(data_dir, bin_dir=bin_dir)
-    assert isinstance(error, SettingError)
-    assert str(bin_dir) in error.cause
-
-
-def copy_programs(home: Path) -> Path:
-    """Copy the installed programs, laid out as in a virtual environment, and say where."""
-    found = binaries.find_binaries(None, major=None, account=None, refuge=home, owner=home).directory
-    package = found.parent.parent
-    shutil.copytree(found.parent, home / found.relative_to(package.parent).parent, symlinks=True)
-    if (libraries := package.with_name(f"{package.name}.libs")).is_dir():
-        shutil.copytree(libraries, home / libraries.name)
-    return home / found.relative_to(package.parent)

@@ -1,0 +1,100 @@
+"""The rules of the house that no linter knows."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from graphlib import TopologicalSorter
+from importlib.metadata import packages_distributions
+
+from tests.codebase import ROOT, all_files, imports, service_files, unit_of, units
+
+# Who may import whom; imports flow one way. A new module gets a line here, as low as it can stand.
+MAY_IMPORT = {
+    "errors": "",
+    "models": "errors",
+    "config": "errors models",
+    "telemetry": "errors models",
+    "columns": "errors models telemetry",
+    "values": "errors models columns",
+    "fingerprints": "errors models columns",
+    "spool": "errors models columns",
+    "store": "errors models telemetry columns values fingerprints",
+    "sources": "errors models telemetry columns",
+    "records": "errors models columns values spool",
+    "rows": "errors models columns values spool records",
+    "deciding": "errors models columns values fingerprints rows",
+    "gathering": "errors models telemetry columns values fingerprints spool store sources records rows deciding",
+    "applying": "errors models telemetry columns values fingerprints spool store records rows deciding gathering",
+    "sync": (
+        "errors models telemetry columns values fingerprints spool store sources records rows "
+        "deciding gathering applying"
+    ),
+    "web": "errors models telemetry columns store sources sync",
+    "app": "errors models config telemetry columns store sources sync web",
+    "cli": "errors models config telemetry columns store sources sync web app",
+}
+
+# Libraries that only some units may know.
+CONFINED = {
+    "aiohttp": "sources",
+    "quart": "web app cli",
+    "hypercorn": "web app",
+    "asyncpg": "store rows",
+    "click": "cli",
+}
+
+LONGEST_FUNCTION, LONGEST_MODULE = 60, 400
+
+
+def test_imports_flow_one_way() -> None:
+    """A module imports only what the table allows it."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in service_files()
+        for line, name in imports(path)
+        if name in MAY_IMPORT and name != unit_of(path) and name not in MAY_IMPORT[unit_of(path)].split()
+    ]
+    assert wrong == []
+
+
+def test_libraries_stay_where_they_belong() -> None:
+    """What a unit must not know about, it does not import."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in service_files()
+        for line, name in imports(path)
+        if name in CONFINED and unit_of(path) not in CONFINED[name].split()
+    ]
+    assert wrong == []
+
+
+def test_the_table_is_complete_and_has_no_circle() -> None:
+    """Every module stands in the table, and nothing else does."""
+    assert set(MAY_IMPORT) == units()
+    tuple(TopologicalSorter({unit: allowed.split() for unit, allowed in MAY_IMPORT.items()}).static_order())
+
+
+def test_no_name_is_taken() -> None:
+    """No module hides one of the standard library or of an installed package."""
+    assert units() & (sys.stdlib_module_names | packages_distributions().keys()) == set()
+
+
+def test_nothing_is_too_long() -> None:
+    """A module fits into one head, a function onto one screen; there are no exceptions."""
+    texts = {path.relative_to(ROOT): path.read_text(encoding="utf-8") for path in all_files()}
+    modules = [
+        f"{path} has {lines} lines" for path, text in texts.items() if (lines := text.count("\n")) > LONGEST_MODULE
+    ]
+    functions = [
+        f"{path}:{node.lineno} {node.name} has {lines} lines"
+        for path, text in texts.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (lines := length(node)) > LONGEST_FUNCTION
+    ]
+    assert modules + functions == []
+
+
+def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """The number of lines from `def` to the end."""
+    return (function.end_lineno or function.lineno) - function.lineno + 1
