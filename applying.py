@@ -208,7 +208,7 @@ class _Application:
         staging = await self._stage()
         duplicates = await self._settle_duplicates(staging) + self._gathered.repeated
         await staging.insert_upserts(self._session)
-        await staging.insert_deletions(self._session)
+        await staging.insert_deletions(self._session, some_lack_fingerprints=self._gathered.without_fingerprint > 0)
         changes = await staging.count(self._session)
         live = self._gathered.live_rows
         if live is None:

@@ -112,18 +112,18 @@ class EmbeddedServer:
 
     def _join(self) -> str:
         """Hold the use count before the server is looked at, and let go of it if the server does not come up."""
-        joined = self._users is None
-        if self._users is None:
-            self._users = os.open(self._base / "users", os.O_RDWR | os.O_CREAT, 0o644)
-            fcntl.flock(self._users, fcntl.LOCK_SH)
-        try:
-            self._home = _recorded_home(self._base)
+        if self._users is not None:
             self._bring_up()
-            return f"postgresql+asyncpg://postgres@/postgres?host={quote(postmaster.socket_directory(self.data_directory))}"
-        except BaseException:
-            if joined:
+        else:
+            self._users = os.open(self._base / "users", os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(self._users, fcntl.LOCK_SH)
+                self._home = _recorded_home(self._base)
+                self._bring_up()
+            except BaseException:
                 self._leave()
-            raise
+                raise
+        return f"postgresql+asyncpg://postgres@/postgres?host={quote(postmaster.socket_directory(self.data_directory))}"
 
     def _stop(self) -> None:
         with self._one_at_a_time:

@@ -145,19 +145,31 @@ class Staging:
         differs = sa.or_(absent, buried, *(self._differs(column) for column in self.columns))
         await self._insert_differences(session, joined, operation, self.stage, self._stored, differs)
 
-    async def insert_deletions(self, session: AsyncSession) -> None:
+    async def insert_deletions(self, session: AsyncSession, *, some_lack_fingerprints: bool) -> None:
         """Find the live rows that the snapshot does not contain, but for those of rejected records."""
         if not self.mirror.has_rows:
             return
-        conditions: list[sa.ColumnElement[bool]] = [self._deleted_at().is_(None)]
-        if self.marked_are_seen is not None and self.mirror.is_adopted:
-            unfingerprinted = self.table.c[FINGERPRINT].is_(None)
-            marked = sa.not_(self._is_marked()) if self.marked_are_seen else self._is_marked()
-            conditions.append(sa.or_(unfingerprinted, marked))
-        conditions += [sa.not_(self._has_key_in(table)) for table in (self.stage, self.protected)]
-        await self._insert_differences(
-            session, self.table, sa.literal("deleted"), self.table, self._stored, *conditions, gone=True
-        )
+        vanished: list[sa.ColumnElement[bool]] = [sa.true()]
+        if self.marked_are_seen is True:
+            vanished = [sa.not_(self._is_marked())]
+        elif self.marked_are_seen is False:
+            # Two statements, because PostgreSQL joins either condition fast, but not one or the other.
+            vanished = [self._is_marked()]
+            if some_lack_fingerprints:
+                vanished.append(self.table.c[FINGERPRINT].is_(None))
+        elsewhere = [sa.not_(self._has_key_in(table)) for table in (self.stage, self.protected)]
+        for condition in vanished:
+            await self._insert_differences(
+                session,
+                self.table,
+                sa.literal("deleted"),
+                self.table,
+                self._stored,
+                self._deleted_at().is_(None),
+                condition,
+                *elsewhere,
+                gone=True,
+            )
 
     async def delete_deletions(self, session: AsyncSession) -> None:
         """Withhold the deletions that were found."""
