@@ -18,6 +18,7 @@ import pytest
 from store.database import Database
 from store.runs import select_runs
 from tests.service import Feed, free_port, get, serve_feed
+from web.serving import CONNECTIONS_END_SECONDS
 
 HOUSE = Path(__file__).parents[1]
 
@@ -133,3 +134,24 @@ async def test_several_workers_serve_one_port(start_service: StartService) -> No
     async with aiohttp.ClientSession(running.url) as client:
         assert (await get(client, "/sync_data"))[1]["created"] == 40
     assert await running.end() == 0
+
+
+async def test_workers_do_not_outlive_their_parent(start_service: StartService) -> None:
+    """When the parent is killed its workers stop by themselves, and stop cleanly."""
+    running = await start_service(WORKERS_COUNT="2")
+    await running.logged("database_ready", times=2)
+    running.process.kill()
+    await running.logged("service_stopped", times=2)
+
+
+async def test_a_caller_that_stalls_does_not_delay_the_end(start_service: StartService) -> None:
+    """A connection with half a request on it does not keep the service from ending with 0 within its bounds."""
+    running = await start_service()
+    await running.logged("database_ready")
+    _, stalled = await asyncio.open_connection("127.0.0.1", int(running.url.rpartition(":")[2]))
+    stalled.write(b"POST /sync_data HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
+    await stalled.drain()
+    async with asyncio.timeout(CONNECTIONS_END_SECONDS + 5):
+        assert await running.end() == 0
+    assert any("service_stopped" in line for line in running.lines)
+    stalled.close()
