@@ -172,11 +172,12 @@ def _fail_with_connection(response: aiohttp.ClientResponse) -> None:
         if not response.content.is_eof() and response.content.exception() is None:
             response.content.set_exception(aiohttp.ClientPayloadError("The connection ended inside the body."))
 
-    if response.connection and response.connection.protocol:
-        if closed := response.connection.protocol.closed:
-            closed.add_done_callback(fail)
-        else:
-            fail(None)
+    if response.connection is None or response.connection.protocol is None:
+        return  # the body is here already
+    if closed := response.connection.protocol.closed:
+        closed.add_done_callback(fail)
+    else:
+        fail(None)
 
 
 def _judge_status(response: aiohttp.ClientResponse, *, conditional: bool) -> None:
