@@ -16,6 +16,7 @@ import subprocess
 import sysconfig
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +108,17 @@ def shelter(owner: Path, account: Account) -> Path:
         f"The embedded PostgreSQL runs as {account.name}, who cannot enter {owner}.",
         remedy=f"Set DATA_DIR to a directory whose parents {account.name} can enter, or set DATABASE_URL.",
     )
+
+
+def abandoned_shelters() -> Iterator[tuple[Path, Path]]:
+    """Find the shelters whose owner is gone or has another one by now, each with its owner."""
+    for parent in SHELTERS:
+        for place in sorted(parent.glob("postgres-*")) if _open_shelter(parent) else ():
+            with suppress(OSError):
+                owner = Path((place / "belongs-to").read_text(encoding="utf-8").strip())
+                location = owner / "location"
+                if not location.exists() or location.read_text(encoding="utf-8").strip() != str(place):
+                    yield place, owner
 
 
 def _open_shelter(parent: Path) -> bool:

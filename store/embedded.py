@@ -30,7 +30,17 @@ import structlog
 
 from errors import DatabaseUnavailable, SettingError
 from store import postmaster
-from store.binaries import Account, Binaries, account_for, can_enter, find_binaries, own, run, shelter
+from store.binaries import (
+    Account,
+    Binaries,
+    abandoned_shelters,
+    account_for,
+    can_enter,
+    find_binaries,
+    own,
+    run,
+    shelter,
+)
 
 START_SECONDS = 300.0
 """How long a start may take: recovery after a crash reads the log again from the last checkpoint."""
@@ -129,14 +139,16 @@ class EmbeddedServer:
         with self._one_at_a_time:
             if self._users is None:
                 return
-            with _locked(self._base / "lock"):
-                try:
+            try:
+                with _locked(self._base / "lock"):
                     fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     self._shut_down()
-                except BlockingIOError:
-                    log.info("embedded_postgres_left_to_others", data_directory=str(self.data_directory))
-                finally:
-                    self._leave()
+            except BlockingIOError:
+                log.info("embedded_postgres_left_to_others", data_directory=str(self.data_directory))
+            except FileNotFoundError:  # DATA_DIR was deleted, so nobody else can find this server any more
+                self._shut_down()
+            finally:
+                self._leave()
 
     def _leave(self) -> None:
         if self._users is not None:
@@ -187,6 +199,7 @@ class EmbeddedServer:
                 f"The embedded PostgreSQL runs as {account.name}, who can no longer enter {self._home}.",
                 remedy=f"Let {account.name} pass through its parent directories (chmod o+x), or move DATA_DIR.",
             )
+        _end_abandoned_servers()
         self._home = shelter(self._base, account)
         (self._base / "location").write_text(f"{self._home}\n", encoding="utf-8")
         log.info("embedded_postgres_sheltered", data_dir=str(self._base), location=str(self._home))
@@ -256,6 +269,15 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _end_abandoned_servers() -> None:
+    """Stop the sheltered servers whose DATA_DIR was deleted; what they hold is for the user to delete."""
+    for place, owner in abandoned_shelters():
+        if server := postmaster.find(place / "cluster"):
+            with suppress(psutil.NoSuchProcess):
+                server.send_signal(signal.SIGINT)
+        log.warning("embedded_postgres_abandoned", location=str(place), belonged_to=str(owner))
 
 
 def _recorded_home(base: Path) -> Path:

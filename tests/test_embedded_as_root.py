@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from errors import SettingError
-from store import binaries
+from store import binaries, postmaster
+from store.embedded import EmbeddedServer
 from tests.embedded import fail_to_start, pid_of, query, running
 from tests.postgres import temporary_directory
 
@@ -60,6 +61,29 @@ async def test_root_keeps_its_data_where_the_server_can_reach_it(data_dir: Path)
     error = await fail_to_start(data_dir)
     assert isinstance(error, SettingError)
     assert str(server.data_directory.parent) in error.cause
+
+
+async def test_a_sheltered_server_outlives_the_loss_of_its_directory_and_is_ended_by_the_next(data_dir: Path) -> None:
+    """Deleting DATA_DIR under a sheltered server neither doubles it nor leaves it behind for ever."""
+    lost, other = data_dir / "lost", data_dir / "other"
+    data_dir.chmod(0o700)
+    forgotten = EmbeddedServer(lost)
+    url = await forgotten.start()
+    number = pid_of(forgotten)
+    shutil.rmtree(lost)
+    try:
+        assert await forgotten.start() == url
+        assert pid_of(forgotten) == number
+        async with running(other) as (server, _):
+            while postmaster.find(forgotten.data_directory):
+                os.sched_yield()
+        await forgotten.start()
+        shutil.rmtree(lost)
+        await forgotten.stop()
+        assert postmaster.state(forgotten.data_directory) == "absent"
+    finally:
+        shutil.rmtree(forgotten.data_directory.parent)
+        shutil.rmtree(server.data_directory.parent)
 
 
 async def test_root_says_what_to_do_when_the_data_has_become_unreachable(data_dir: Path) -> None:
