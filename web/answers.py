@@ -124,10 +124,11 @@ def http_error_answer(error: HTTPException) -> Response:
     """Return what the caller is told of a request that the framework refused."""
     status = HTTPStatus(error.code or HTTPStatus.INTERNAL_SERVER_ERROR)
     response = problem(
-        title=status.phrase,
-        detail=error.description or status.description or status.phrase,
+        title=error.name,
+        detail=error.description or error.name,
         remedy=(errors.NotFound if status in WRONG_ADDRESS else errors.BadRequest).default_remedy,
-        code=status.name.lower(),
+        # Werkzeug's names; those of HTTPStatus differ between versions of Python.
+        code=error.name.lower().replace(" ", "_"),
         http_status=status,
     )
     if isinstance(error, MethodNotAllowed) and error.valid_methods:
