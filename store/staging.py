@@ -179,7 +179,7 @@ class Staging:
         """Count the differences by operation."""
         operation = self.differences.c[OPERATION]
         counted = await session.execute(sa.select(operation, sa.func.count()).group_by(operation))
-        return dict(counted.tuples().all())
+        return dict(counted.all())
 
     async def hash(self, session: AsyncSession) -> str:
         """Return a digest of all differences that does not depend on their order."""

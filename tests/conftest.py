@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest_asyncio
 
 from store import Database, migrations
+from tests.engine import Engine, open_engine
 from tests.feed_server import FeedServer
 from tests.postgres import fresh_database, postgres_server
 
@@ -41,3 +42,8 @@ async def feed() -> AsyncIterator[FeedServer]:
         yield server
 
 
+@pytest_asyncio.fixture
+async def engine(database: Database, database_url: str, feed: FeedServer) -> AsyncIterator[Engine]:
+    """Mirror what the feed server serves, and check what every run does."""
+    async with open_engine(database, database_url, feed) as engine:
+        yield engine
