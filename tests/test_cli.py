@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -34,6 +36,16 @@ class Shell:
         process = await self.start(*arguments)
         output, errors = await process.communicate()
         return process.returncode or 0, output.decode(), errors.decode()
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[asyncio.subprocess.Process]:
+        """Serve for as long as the block lasts, then end it by SIGTERM."""
+        service = await self.start("serve", "--first-sync")
+        try:
+            yield service
+        finally:
+            service.send_signal(signal.SIGTERM)
+            await service.communicate()
 
 
 @pytest.fixture
@@ -134,15 +146,13 @@ async def test_serve_shows_a_first_and_a_second_sync(tmp_path: Path) -> None:
     """A start with nothing set brings PostgreSQL and a sample of its own, and shows all that a sync can do."""
     shell = Shell(tmp_path, PORT=str(free_port()))
     shell.environment.pop("DATABASE_URL", None)
-    service = await shell.start("serve", "--first-sync")
-    shown = await read_until(service.stdout, "Try:")
-    assert counts(shown)["created"] == 2495
-    assert "psql" in await read_until(service.stdout, "psql")
-    async with aiohttp.ClientSession(f"http://127.0.0.1:{shell.environment['PORT']}") as client:
-        _, report = await get(client, "/sync_data")
-    assert all(report[name] > 0 for name in ("created", "updated", "restored", "deleted", "unchanged"))
-    assert (await shell.run("verify"))[0] == 0
-    service.send_signal(signal.SIGTERM)
-    _, log = await service.communicate()
+    async with shell.serving() as service:
+        shown = await read_until(service.stdout, "Try:")
+        assert counts(shown)["created"] == 2495
+        assert "psql" in await read_until(service.stdout, "psql")
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{shell.environment['PORT']}") as client:
+            _, report = await get(client, "/sync_data")
+        assert all(report[name] > 0 for name in ("created", "updated", "restored", "deleted", "unchanged"))
+        assert (await shell.run("verify"))[0] == 0
     assert service.returncode == 0
-    assert b"embedded_postgres_stopped" in log
+    assert "embedded_postgres_stopped" in (tmp_path / "app.log").read_text()
