@@ -8,84 +8,34 @@ Whatever is not proved, or does not decode, is halved until few records are left
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
-from operator import attrgetter
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from asyncpg.pgproto.pgproto import UUID
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import Raw
 
 from columns import (
     BIGINT,
-    BIGINT_MAX,
-    BIGINT_MIN,
-    BOOLEAN,
-    DOUBLE,
-    JSONB,
     NUMERIC,
-    TEXT,
-    TIMESTAMPTZ,
     Column,
     infer,
     join,
     key_type,
 )
+from fast_rows import EXACT_TYPES, HAZARDS, SHAPE, SWIFT_TYPES, FastWay, Rows
 from models import KEPT_PROBLEMS, Problem
-from records import RecordError, check_key, check_storable, parse, parse_scalar, read_key, without_nul
+from records import RecordError, check_key, check_storable, parse, read_key, without_nul
 from spool import DIGEST_BYTES, Frame
-from values import Fit, Misfit, fit_for
-
-Int64 = Annotated[int, msgspec.Meta(ge=BIGINT_MIN, le=BIGINT_MAX)]
-Instant = Annotated[datetime, msgspec.Meta(tz=True)]
-
-EXACT_TYPES: Mapping[str, Any] = {BOOLEAN: bool, BIGINT: Int64, TEXT: str}
-"""Types that msgspec decodes without ever losing anything; those beyond SWIFT_TYPES travel as raw JSON text."""
-
-SWIFT_TYPES: Mapping[str, Any] = {**EXACT_TYPES, DOUBLE: float, TIMESTAMPTZ: Instant}
-"""Types that msgspec decodes exactly as long as their literals are short."""
-
-COLON = b'":'
-SPACE = b" \t\r\n"
-SHAPE = bytes.maketrans(b"123456789E", b"000000000e")
-LONG_FRACTION = (b".0000000",)
-LONG_NUMBER = (b"0" * 16, b"000000000.", *LONG_FRACTION)
-"""Shapes (digits as 0) without which no literal has 16 digits: it has nine of them before the point or seven behind."""
-LONG_NUMBER_IN_JSON = re.compile(r"[eE][+-]?[0-9]{3}|[0-9]{300}")
-HAZARDS: Mapping[str, tuple[bytes, ...]] = {DOUBLE: LONG_NUMBER, TIMESTAMPTZ: LONG_FRACTION}
+from values import Misfit, fit_for
 
 INTEGER_TEXT = re.compile(r"-?(?:0|[1-9][0-9]*)")
 SMALLEST_SPLIT = 8
 
 _objects = msgspec.json.Decoder(dict[str, Raw])
 _raws = msgspec.json.Decoder(list[Raw])
-
-
-@dataclass(kw_only=True)
-class Rows:
-    """Decoded records, column by column."""
-
-    columns: list[list[Any]]
-    positions: list[int] = field(default_factory=list)
-    digests: list[UUID] = field(default_factory=list)
-
-    def append(self, values: Iterable[Any], position: int, digest: bytes) -> None:
-        """Add one record."""
-        for column, value in zip(self.columns, values, strict=True):
-            column.append(value)
-        self.positions.append(position)
-        self.digests.append(UUID(digest))
-
-    def extend(self, other: Rows) -> None:
-        """Add all records of another batch."""
-        for column, values in zip(self.columns, other.columns, strict=True):
-            column.extend(values)
-        self.positions.extend(other.positions)
-        self.digests.extend(other.digests)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +101,8 @@ class RowDecoder:
         return True
 
     def _make_fast_ways(self) -> None:
-        self._swift = _FastWay.make(self.columns, self.key, self._fits, self._only_null, SWIFT_TYPES)
-        self._careful = _FastWay.make(self.columns, self.key, self._fits, self._only_null, EXACT_TYPES)
+        self._swift = FastWay.make(self.columns, self.key, self._fits, self._only_null, SWIFT_TYPES)
+        self._careful = FastWay.make(self.columns, self.key, self._fits, self._only_null, EXACT_TYPES)
 
     def _fast(self, frame: Frame) -> Rows | None:
         """Decode a frame at once, or return None where it is not certain that nothing would be lost."""
@@ -272,117 +222,3 @@ class _Place:
 
     position: int
     key: Mapping[str, Any]
-
-
-class _FastWay:
-    """Decodes a frame at once into typed structs; columns of other types travel as raw text and are converted."""
-
-    def __init__(
-        self, decoder: msgspec.json.Decoder[list[Any]], width: int, nulls: int, raw: dict[int, Callable[[Any], Any]]
-    ) -> None:
-        self._decoder = decoder
-        self._names = [f"f{place}" for place in range(width)]
-        self._null_names = [f"n{number}" for number in range(nulls)]
-        self._raw = raw
-
-    @classmethod
-    def make(
-        cls,
-        columns: Sequence[Column],
-        key: Sequence[str],
-        fits: Sequence[Fit],
-        nulls: Sequence[str],
-        typed: Mapping[str, Any],
-    ) -> _FastWay | None:
-        """Build the struct, or return None for field names that msgspec cannot rename to."""
-        fields: list[tuple[str, Any, Any] | tuple[str, Any]] = []
-        raw: dict[int, Callable[[Any], Any]] = {}
-        for place, (column, fit) in enumerate(zip(columns, fits, strict=True)):
-            is_key = column.field in key
-            kind = typed.get(column.sql_type, Raw)
-            if kind is Raw:
-                raw[place] = _from_raw(column, fit, is_key=is_key)
-                optional: Any = Raw | UnsetType
-            else:
-                optional = kind | None | UnsetType
-            fields.append((f"f{place}", kind) if is_key else (f"f{place}", optional, UNSET))
-        fields += [(f"n{number}", None | UnsetType, UNSET) for number in range(len(nulls))]
-        names = {f"f{place}": column.field for place, column in enumerate(columns)}
-        names |= {f"n{number}": name for number, name in enumerate(nulls)}
-        if any(mark in name or not name.isprintable() for name in names.values() for mark in '"\\'):
-            return None
-        struct = msgspec.defstruct(
-            "Record", fields, rename=names, kw_only=True, gc=False, eq=False, forbid_unknown_fields=True
-        )
-        return cls(msgspec.json.Decoder(list[struct]), len(columns), len(nulls), raw)  # type: ignore[valid-type]
-
-    def rows(self, frame: Frame) -> Rows | None:
-        """Decode a frame; None if a field name may stand twice in a record. Raises ValueError where it is no fit."""
-        structs = self._decoder.decode(frame.payload)
-        columns = [list(map(attrgetter(name), structs)) for name in self._names]
-        missing = [column.count(UNSET) for column in columns]
-        if not self._names_are_unique(frame.payload, structs, columns, sum(missing)):
-            return None
-        for place, convert in self._raw.items():
-            columns[place] = list(map(convert, columns[place]))
-        for place, count in enumerate(missing):
-            if count:
-                columns[place] = [None if value is UNSET else value for value in columns[place]]
-        return Rows(columns=columns, positions=frame.positions.tolist(), digests=uuids(frame.digests))
-
-    def _names_are_unique(self, payload: bytes, structs: list[Any], columns: list[list[Any]], missing: int) -> bool:
-        """Prove by counting that no record repeats a field name.
-
-        White space is taken out because a name may stand apart from its colon. Whatever else looks like a name and
-        its colon, in a text say, makes the count too high, which only sends the frame the exact way.
-        """
-        nulls = sum(
-            [struct_null is None for name in self._null_names for struct_null in map(attrgetter(name), structs)]
-        )
-        nested = sum([_nested_names(value) for place in self._raw for value in columns[place]])
-        expected = len(structs) * len(columns) - missing + nulls + nested
-        return payload.translate(None, SPACE).count(COLON) == expected
-
-
-def _nested_names(value: Any) -> int:
-    """Count the field names inside a raw value; raise ValueError if one of its objects repeats a name."""
-    if value is UNSET:
-        return 0
-    text = bytes(value)
-    if b"{" not in text:
-        return text.translate(None, SPACE).count(COLON)
-    names = text.translate(None, SPACE).count(COLON)
-    if msgspec.json.encode(msgspec.json.decode(text)).count(COLON) != names:
-        raise ValueError("a nested object may repeat a field name")
-    return names
-
-
-def _from_raw(column: Column, fit: Fit, *, is_key: bool) -> Callable[[Any], Any]:
-    """Return what turns the raw text of a field into the column's value; it raises ValueError where that is no fit."""
-    convert = fit.convert
-
-    def any_json(raw: Any) -> Any:
-        if raw is UNSET:
-            return UNSET
-        text = str(raw, "utf-8")
-        if text == "null":
-            return None
-        if LONG_NUMBER_IN_JSON.search(text):
-            raise ValueError("a number may be too large for numeric")
-        return text
-
-    def single_value(raw: Any) -> Any:
-        if raw is UNSET:
-            return UNSET
-        text = str(raw, "utf-8")
-        value = parse_scalar(text)
-        if is_key and key_type(value) is None:
-            raise ValueError("not a key")
-        return None if value is None else convert(value, text)
-
-    return any_json if column.sql_type == JSONB else single_value
-
-
-def uuids(digests: bytes) -> list[UUID]:
-    """Return digests as the driver takes them."""
-    return [UUID(digests[start : start + DIGEST_BYTES]) for start in range(0, len(digests), DIGEST_BYTES)]
