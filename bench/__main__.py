@@ -50,22 +50,28 @@ def main(
 async def run(groups: set[str], records: int, repeats: int, peer_repeats: int, database_url: str | None) -> None:
     async with database_under_test(database_url) as root, feed_server() as feeds:
         bench = measure.Bench(root=root, feeds=feeds)
-        if "engine" in groups:
-            await measure.measure_engine(bench, records, repeats)
-        if "symbols" in groups:
-            await measure.measure_symbols(bench, repeats)
-        if "latency" in groups:
-            await measure.measure_latency(bench, records)
-        if "scale" in groups:
-            await measure.measure_scale(bench, records, repeats)
-        if "peers" in groups:
-            await measure.measure_peers(bench, records, peer_repeats)
         conditions = await root.describe()
+        try:
+            if "engine" in groups:
+                await measure.measure_engine(bench, records, repeats)
+            if "symbols" in groups:
+                await measure.measure_symbols(bench, repeats)
+            if "latency" in groups:
+                await measure.measure_latency(bench, records)
+            if "scale" in groups:
+                await measure.measure_scale(bench, records, repeats)
+            if "peers" in groups:
+                await measure.measure_peers(bench, records, peer_repeats)
+        finally:
+            # What took an hour to measure is shown even when the last minute failed.
+            print_report(bench.samples, records, conditions)
+
+
+def print_report(samples: measure.Samples, records: int, conditions: str) -> None:
     print(f"{records:,} records; {os.cpu_count()} cores, Python {platform.python_version()}; {conditions}\n")
-    print(report.targets_table(report.lines(bench.samples, records)))
-    if "peers" in groups:
-        print(f"\n{report.peers_table(bench.samples, records)}")
-    print(f"\n{report.samples_table(bench.samples)}")
+    print(report.targets_table(report.lines(samples, records)))
+    print(f"\n{report.peers_table(samples, records)}")
+    print(f"\n{report.samples_table(samples)}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ PACKAGES = (
 ENVIRONMENT = CACHE / "peers-venv"
 HERE = Path(__file__).parent
 MEMORY_POLL_SECONDS = 0.05
-LIMIT_SECONDS = 600.0
+LIMIT_SECONDS = 300.0
 """A run that takes longer is given up, and with it the steps that would follow."""
 
 ORM_RECORDS = 100_000

@@ -153,12 +153,16 @@ def targets_table(made: Sequence[Line]) -> str:
 
 
 def peers_table(samples: Samples, records: int) -> str:
+    """Return the service beside the peers that were measured."""
     rows = [
         ("Lockstep", f"{size:,}", *(_seconds(samples.median(STEP_NAMES[step], size)) for step, _ in STEPS), "")
         for size in sorted({records, min(records, ORM_RECORDS)}, reverse=True)
         if samples.values("first load", size)
     ]
-    rows += [_peer_row(samples, peer, min(records, peer.max_records or records)) for peer in PEERS]
+    for peer in PEERS:
+        size = min(records, peer.max_records or records)
+        if samples.values(f"{peer.label}: first", size):
+            rows.append(_peer_row(samples, peer, size))
     return _markdown(("tool", "records", *(STEP_NAMES[step] for step, _ in STEPS), "peak memory"), rows)
 
 
