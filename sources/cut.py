@@ -23,6 +23,7 @@ from sources.verdict import excerpt, reject_or_fail
 WHITESPACE = b" \t\r\n"
 _SEPARATORS = (b"},", b"}\n,", b"}\r\n,", b"} ,")
 _FAST_TRIES = 4
+_TOLERATED_BLANKS = 1 << 16
 
 _array_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 _lines_decoder = msgspec.json.Decoder(msgspec.Raw)
@@ -57,7 +58,11 @@ class Cutter:
         """Keep a piece of a record that has not ended."""
         self._pieces.append(data)
         self._pending_bytes += len(data)
-        if self._pending_bytes > self._max_record_bytes:
+
+    def _keep_all(self, data: bytes) -> None:
+        """Keep a piece in which no record ends; what is kept then is one record and the blanks around it."""
+        self._keep(data)
+        if self._pending_bytes > self._max_record_bytes + _TOLERATED_BLANKS:
             raise self._too_large()
 
     def _release(self) -> bytes:
@@ -172,7 +177,7 @@ class ArrayCutter(Cutter):
         found = scanner.scan(piece)
         ends = found.commas if found.end is None else [*found.commas, found.end]
         if not ends:
-            self._keep(piece)
+            self._keep_all(piece)
             return
         self._scanner = None
         elements = _split(piece, ends)
@@ -204,7 +209,7 @@ class LineCutter(Cutter):
         """Cut the next piece of input."""
         end = data.rfind(b"\n") + 1
         if not end:
-            self._keep(data)
+            self._keep_all(data)
             return
         text = self._release() + data[:end]
         self._keep(data[end:])

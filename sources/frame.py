@@ -140,6 +140,8 @@ def check_frame(prefix: bytes, suffix: bytes, path: tuple[str, ...]) -> None:
         return
     try:
         value = _follow(without_surrogates(prefix) + _PLACEHOLDER + without_surrogates(suffix), path)
+    except msgspec.ValidationError:
+        value = b""  # a field of the same name that comes later holds something else
     except msgspec.DecodeError as exc:
         if "truncated" in str(exc):
             raise SourceIncomplete("The answer ends after its array of records, before its own end.") from exc
