@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from columns import Column, adopt
-from deciding import decide_columns, feed_digest, reason_to_hold, should_switch_to_canonical, total
+from deciding import Order, Outcome, decide_columns, feed_digest, reason_to_hold, should_switch_to_canonical, total
 from errors import DatabaseContended, PlanStale, SchemaConflict, SourceInvalid
 from gathering import Gathered
-from models import KEPT_DIFFERENCES, KEPT_PROBLEMS, Counts, Difference, Problem, Source, Validators
+from models import KEPT_DIFFERENCES, KEPT_PROBLEMS, Counts, Problem, Source, Validators
 from rows import RowDecoder
 from store import mirrors, runs
 from store.database import Database
@@ -46,31 +43,6 @@ class _WidenColumns(Exception):
     def __init__(self, columns: Sequence[Column]) -> None:
         super().__init__()
         self.columns = tuple(columns)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Order:
-    """What is to be done with a snapshot once it is there."""
-
-    run: int | None
-    """The run that applies it; None only looks."""
-    plan: str | None = None
-    """Hash of the plan that may be applied and no other."""
-    approved: int | None = None
-    """How many deletions were approved."""
-
-
-@dataclass(kw_only=True)
-class Outcome:
-    """What became of a snapshot, or would become of it."""
-
-    counts: Counts = field(default_factory=Counts)
-    problems: list[Problem] = field(default_factory=list)
-    first_load: bool = False
-    held_because: str | None = None
-    differences: tuple[Difference, ...] = ()
-    hash: str = ""
-    live_rows: int = 0
 
 
 Close = Callable[[AsyncSession, Outcome], Awaitable[None]]
@@ -158,7 +130,6 @@ class _Application:
         self._mirror = mirror
         self._columns = columns
         self._decoder = RowDecoder(columns, source.key, nul_characters=source.nul_characters)
-        self._key_hashes: list[npt.NDArray[np.int64]] = []
         self._outcome = Outcome(problems=list(gathered.problems))
 
     async def carry_out(self, *, straight: bool) -> Outcome:
@@ -190,9 +161,11 @@ class _Application:
             await mirrors.create_mirror(self._session, self._mirror, self._columns, keyed=False)
         else:
             await mirrors.alter_mirror(self._session, self._mirror, self._columns)
-        created = await mirrors.copy_into(self._session, self._mirror, self._columns, self._decoded(staged=False))
+        created = await mirrors.copy_into(
+            self._session, self._mirror, self._columns, self._decoder.rows(self._gathered.spool, positions=False)
+        )
         await self._demand_fit()
-        if self._may_share_keys():
+        if self._decoder.may_share_keys():
             raise _StageFirst
         if not created:
             raise self._nothing_fits()
@@ -236,7 +209,7 @@ class _Application:
         )
         await staging.create(self._session)
         await staging.copy_marked(self._session, known.copy_of(seen=mark_seen))
-        await staging.copy_stage(self._session, self._decoded(staged=True))
+        await staging.copy_stage(self._session, self._decoder.rows(self._gathered.spool, positions=True))
         await self._demand_fit()
         self._protect_rejected()
         await staging.copy_protected(self._session, self._decoder.protected)
@@ -250,18 +223,6 @@ class _Application:
             )
         return staging
 
-    async def _decoded(self, *, staged: bool) -> AsyncIterator[Sequence[Any]]:
-        """Yield rows for COPY, until one does not fit; the rest is then only looked at, to learn what else does not."""
-        async for frame in self._gathered.spool.frames():
-            rows = self._decoder.decode(frame)
-            if self._decoder.wanted:
-                await asyncio.sleep(0)
-                continue
-            self._key_hashes.append(self._decoder.key_hashes(rows))
-            for row in zip(*rows.columns, *([rows.positions] if staged else []), rows.digests, strict=True):
-                yield row
-            await asyncio.sleep(0)
-
     async def _demand_fit(self) -> None:
         """Start over with other columns unless all records fitted these."""
         if not self._decoder.wanted:
@@ -273,15 +234,10 @@ class _Application:
             raise FetchAll
         raise _WidenColumns(decided.columns)
 
-    def _may_share_keys(self) -> bool:
-        hashes = np.concatenate(self._key_hashes) if self._key_hashes else np.empty(0, dtype=np.int64)
-        hashes.sort()
-        return bool((hashes[1:] == hashes[:-1]).any())
-
     async def _settle_duplicates(self, staging: Staging) -> int:
         """Let the last of several records with one key win, whether it was staged or known; report the others."""
         losers: list[tuple[int, Any]] = []
-        if self._may_share_keys():
+        if self._decoder.may_share_keys():
             losers += await staging.delete_staged_duplicates(self._session)
         twins = await staging.select_seen_twins(self._session)
         overtaken = []

@@ -4,16 +4,41 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from columns import Column, SchemaChange, after_change, loses_literals, plan_change
 from errors import SchemaConflict
-from models import Counts, Source
+from models import Counts, Difference, Problem, Source
 from rows import ColumnMisfit
 
 MANY_EQUAL = 20
 """A run that decodes fewer records in vain than this does not call for another kind of fingerprint."""
 MOSTLY_EQUAL = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What is to be done with a snapshot once it is there."""
+
+    run: int | None
+    """The run that applies it; None only looks."""
+    plan: str | None = None
+    """Hash of the plan that may be applied and no other."""
+    approved: int | None = None
+    """How many deletions were approved."""
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What became of a snapshot, or would become of it."""
+
+    counts: Counts = field(default_factory=Counts)
+    problems: list[Problem] = field(default_factory=list)
+    first_load: bool = False
+    held_because: str | None = None
+    differences: tuple[Difference, ...] = ()
+    hash: str = ""
+    live_rows: int = 0
 
 
 def reason_to_hold(

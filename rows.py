@@ -7,8 +7,9 @@ Whatever is not proved, or does not decode, is halved until few records are left
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ from columns import (
 from fast_rows import EXACT_TYPES, HAZARDS, SHAPE, SWIFT_TYPES, FastWay, Rows
 from models import KEPT_PROBLEMS, Problem
 from records import RecordError, check_key, check_storable, parse, read_key, without_nul
-from spool import DIGEST_BYTES, Frame
+from spool import DIGEST_BYTES, Frame, Spool
 from values import Misfit, fit_for
 
 INTEGER_TEXT = re.compile(r"-?(?:0|[1-9][0-9]*)")
@@ -77,6 +78,7 @@ class RowDecoder:
         self._by_field = {column.field: place for place, column in enumerate(self.columns)}
         self._key_places = [self._by_field[name] for name in self.key]
         self._hazards = {shape for column in self.columns for shape in HAZARDS.get(column.sql_type, ())}
+        self._key_hashes: list[npt.NDArray[np.int64]] = []
         self._only_null: list[str] = []
         self._make_fast_ways()
 
@@ -84,11 +86,24 @@ class RowDecoder:
         """Decode a frame; records that are rejected or misfit are left out of the rows."""
         return self._fast(frame) or self._split(_raws.decode(frame.payload), frame.positions, frame.digests)
 
-    def key_hashes(self, rows: Rows) -> npt.NDArray[np.int64]:
-        """Return a 64-bit hash of each row's key: equal keys have equal hashes."""
-        keys = [rows.columns[place] for place in self._key_places]
-        hashes = map(hash, keys[0] if len(keys) == 1 else zip(*keys, strict=True))
-        return np.fromiter(hashes, dtype=np.int64, count=len(rows.positions))
+    async def rows(self, spool: Spool, *, positions: bool) -> AsyncIterator[Sequence[Any]]:
+        """Yield the spooled records as rows for COPY: the columns' values, the position if wanted, the fingerprint.
+
+        From the first record that does not fit, nothing is yielded: the others are only looked at, so that `wanted`
+        tells at the end what all of them need.
+        """
+        async for frame in spool.frames():
+            rows = self.decode(frame)
+            if not self.wanted:
+                self._key_hashes.append(self._hash_keys(rows))
+                for row in zip(*rows.columns, *([rows.positions] if positions else []), rows.digests, strict=True):
+                    yield row
+            await asyncio.sleep(0)
+
+    def may_share_keys(self) -> bool:
+        """Tell whether two of the rows may have the same key; without equal hashes, none have."""
+        hashes = np.sort(np.concatenate([np.empty(0, dtype=np.int64), *self._key_hashes]))
+        return bool((hashes[1:] == hashes[:-1]).any())
 
     def protect(self, key: Mapping[str, Any] | None) -> bool:
         """Keep the key of a rejected record, so that its row is not deleted; count it if it names no row."""
@@ -99,6 +114,11 @@ class RowDecoder:
             return False
         self.protected.append(tuple(values))
         return True
+
+    def _hash_keys(self, rows: Rows) -> npt.NDArray[np.int64]:
+        keys = [rows.columns[place] for place in self._key_places]
+        hashes = map(hash, keys[0] if len(keys) == 1 else zip(*keys, strict=True))
+        return np.fromiter(hashes, dtype=np.int64, count=len(rows.positions))
 
     def _make_fast_ways(self) -> None:
         self._swift = FastWay.make(self.columns, self.key, self._fits, self._only_null, SWIFT_TYPES)

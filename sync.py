@@ -12,7 +12,8 @@ from pathlib import Path
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from applying import FetchAll, Order, Outcome, apply
+from applying import FetchAll, apply
+from deciding import Order, Outcome
 from errors import DatabaseBlocked, DatabaseError, DatabaseUnavailable, LockstepError, RunInterrupted
 from gathering import Gathered, OnProgress, gather
 from models import KEPT_PROBLEMS, Counts, Plan, Report, RunStatus, Source, Verification

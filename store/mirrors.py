@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.schema import CreateColumn, CreateTable
 
 from columns import JSONB, NUMERIC, TEXT, TIMESTAMPTZ, Column, column_name
-from errors import SchemaConflict
+from errors import NotFound, SchemaConflict
 from fingerprints import KnownFingerprints
 from models import (
     BOOKKEEPING,
@@ -22,10 +22,12 @@ from models import (
     FINGERPRINT,
     ForeignWriteRow,
     MirrorRow,
+    MyData,
     Source,
     SqlType,
     Validators,
     bookkeeping_columns,
+    map_my_data,
     mirror_table,
 )
 from store.database import Database, driver_connection, sqlstate
@@ -207,6 +209,19 @@ async def select_fingerprints(session: AsyncSession, mirror: Mirror) -> tuple[Kn
         format="binary",
     )
     return KnownFingerprints.from_copy(copied)
+
+
+async def load_my_data(database: Database, source: Source) -> type[MyData]:
+    """Return MyData with an attribute for every column that the mirror's table has now; raise NotFound before that."""
+    async with database.transaction() as session:
+        if not (await select_mirror(session, source)).exists:
+            raise NotFound(f"Table {mirror_name(source)} does not exist yet.", remedy="Sync once; that makes it.")
+
+        def reflect(connection: sa.Connection) -> sa.Table:
+            return sa.Table(source.table, sa.MetaData(), schema=source.db_schema, autoload_with=connection)
+
+        map_my_data(await (await session.connection()).run_sync(reflect))
+    return MyData
 
 
 async def count_live_rows(session: AsyncSession, mirror: Mirror) -> int:

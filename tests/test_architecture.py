@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "store": "errors models telemetry columns values fingerprints",
     "sources": "errors models telemetry columns",
     "records": "errors models columns values spool",
-    "rows": "errors models columns values spool records",
+    "fast_rows": "errors models columns values spool records",
+    "rows": "errors models columns values spool records fast_rows",
     "deciding": "errors models columns values fingerprints rows",
     "gathering": "errors models telemetry columns values fingerprints spool store sources records rows deciding",
     "applying": "errors models telemetry columns values fingerprints spool store records rows deciding gathering",
@@ -40,7 +41,7 @@ CONFINED = {
     "aiohttp": "sources",
     "quart": "web app cli",
     "hypercorn": "web app",
-    "asyncpg": "store rows",
+    "asyncpg": "store fast_rows",
     "click": "cli",
 }
 

@@ -42,8 +42,7 @@ FITS = """
 """
 
 
-def upgrade() -> None:
-    """Apply the revision."""
+def create_changes() -> None:
     op.create_table(
         "changes",
         sa.Column("seq", sa.BigInteger(), sa.Identity(always=True), nullable=False),
@@ -57,6 +56,9 @@ def upgrade() -> None:
         schema="lockstep",
     )
     op.create_index("changes_run_idx", "changes", ["run"], unique=False, schema="lockstep")
+
+
+def create_foreign_writes() -> None:
     op.create_table(
         "foreign_writes",
         sa.Column("mirror", sa.Text(), nullable=False),
@@ -65,6 +67,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("mirror", "xid", name=op.f("foreign_writes_pkey")),
         schema="lockstep",
     )
+
+
+def create_mirrors() -> None:
     op.create_table(
         "mirrors",
         sa.Column("name", sa.Text(), nullable=False),
@@ -84,6 +89,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", name=op.f("mirrors_pkey")),
         schema="lockstep",
     )
+
+
+def create_runs() -> None:
     op.create_table(
         "runs",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
@@ -128,6 +136,14 @@ def upgrade() -> None:
         postgresql_where=sa.text("status = 'running'"),
     )
     op.create_index("runs_source_id_idx", "runs", ["source", "id"], unique=False, schema="lockstep")
+
+
+def upgrade() -> None:
+    """Apply the revision."""
+    create_changes()
+    create_foreign_writes()
+    create_mirrors()
+    create_runs()
     for function in (FORGET_FINGERPRINT, NOTE_FOREIGN_WRITE, FITS):
         op.execute(function)
 
