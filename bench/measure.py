@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import sys
 import time
@@ -21,6 +22,9 @@ SHORT_RUNS = 5
 
 
 FEW_CHANGED = "1 % changed, 0.1 % gone, 0.1 % new"
+
+REST_SECONDS = 2.0
+"""How long `/` is asked with nothing else going on, to know what the machine itself adds."""
 
 
 class Samples:
@@ -176,6 +180,9 @@ async def measure_latency(bench: Bench, records: int) -> None:
         bench.root.scratch("bench_latency") as database,
         running_service(database, bench.feeds.url, key=FEED_KEY) as service,
     ):
+        async with pinging(f"{service.url}/") as latencies:
+            await asyncio.sleep(REST_SECONDS)
+        bench.samples.add("/ at rest: seconds", records, *latencies)
         for name, variant, expect in runs:
             await bench.feeds.serve(feed_file(records, variant))
             async with pinging(f"{service.url}/") as latencies:

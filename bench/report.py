@@ -69,6 +69,9 @@ def _short_runs(samples: Samples, records: int) -> Iterator[Line | None]:
 
 
 def _latency(samples: Samples, records: int) -> Iterator[Line | None]:
+    at_rest = samples.percentile(99, "/ at rest: seconds", records)
+    if at_rest is not None:
+        yield Line(what="p99 of `/` at rest", target="", measured=f"{at_rest * 1e3:.1f} ms")
     for name in ENGINE_RUNS:
         p99 = samples.percentile(99, f"/ during {name}: seconds", records)
         yield _limit(f"p99 of `/` during: {name}", "under 50 ms", _scaled(p99, 1e3), 50, "{:.1f} ms")
@@ -190,6 +193,8 @@ def samples_table(samples: Samples) -> str:
 def _number(name: str, value: float | None) -> str:
     if value is None:
         return ""
+    if "WAL" in name:
+        return f"{value / 1e3:,.1f} KB"
     if "bytes" in name:
         return f"{value / 2**20:,.2f} MB"
     return f"{value:,.0f}" if "rows" in name else f"{value:.4f} s"
