@@ -20,6 +20,7 @@ from store.database import Database
 from store.journal import lock_journal
 from store.mirrors import Mirror
 from store.staging import Staging
+from values import fit_for
 
 log = structlog.get_logger()
 
@@ -34,7 +35,7 @@ class FetchAll(Exception):
 
 
 class _StageFirst(Exception):
-    """Records share keys, so they cannot be copied straight into the mirror."""
+    """Records share keys, or have to be cast, so they cannot be copied straight into the mirror."""
 
 
 class _WidenColumns(Exception):
@@ -137,7 +138,7 @@ class _Application:
         nothing_to_keep = not self._gathered.spool.records and not self._mirror.has_rows
         if self._gathered.not_modified or self._gathered.is_unchanged or nothing_to_keep:
             await self._leave_as_it_is()
-        elif straight and self._mirror.has_rows:
+        elif straight and (self._mirror.has_rows or any(fit_for(each.sql_type).by_cast for each in self._columns)):
             raise _StageFirst
         elif straight:
             await self._load_straight()

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import asyncpg, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.schema import CreateColumn, CreateTable
 
@@ -36,7 +35,8 @@ from store.triggers import TRIGGERS, create_triggers
 NO_FINGERPRINT = "00000000-0000-0000-0000-000000000000"
 """Stands for a missing fingerprint in a copy, so that all rows of the copy are of one size."""
 
-_quote = postgresql.dialect().identifier_preparer.quote  # type: ignore[no-untyped-call] # SQLAlchemy leaves it untyped
+_dialect = asyncpg.dialect()  # type: ignore[no-untyped-call] # SQLAlchemy leaves it untyped
+_quote = _dialect.identifier_preparer.quote
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,7 +306,7 @@ def widened(value: sa.ColumnElement[Any], narrow: str, wide: str) -> sa.ColumnEl
 
 def _spell(clause: sa.ClauseElement) -> str:
     """Return a clause as SQL, with quoted names."""
-    return str(clause.compile(dialect=postgresql.dialect()))  # type: ignore[no-untyped-call] # SQLAlchemy leaves it untyped
+    return str(clause.compile(dialect=_dialect))
 
 
 def _column_ddl(column: sa.Column[Any]) -> str:
