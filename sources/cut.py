@@ -7,6 +7,7 @@ record that msgspec refuses) a scanner that follows strings and brackets finds t
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import groupby
@@ -23,6 +24,7 @@ from sources.verdict import excerpt, reject_or_fail
 WHITESPACE = b" \t\r\n"
 _SEPARATORS = (b"},", b"}\n,", b"}\r\n,", b"} ,")
 _FAST_TRIES = 4
+_RECORDS_PER_TURN = 10_000
 _TOLERATED_BLANKS = 1 << 16
 
 _array_decoder = msgspec.json.Decoder(list[msgspec.Raw])
@@ -31,7 +33,7 @@ _lines_decoder = msgspec.json.Decoder(msgspec.Raw)
 _TYPE_NAMES = {ord("["): "an array", ord('"'): "a string", ord("t"): "true", ord("f"): "false", ord("n"): "null"}
 
 
-class Cutter:
+class Cutter(ABC):
     """Count records, hand on those that are objects, account for the others.
 
     `feed` and `finish` yield batches, and None wherever the event loop may be given a chance.
@@ -46,13 +48,13 @@ class Cutter:
         """The record that has begun but not ended, in the pieces in which it arrived."""
         self._pending_bytes = 0
 
+    @abstractmethod
     def feed(self, data: bytes) -> Iterator[Batch | None]:
         """Cut the next piece of input."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _decode(self, elements: list[bytes]) -> list[msgspec.Raw]:
-        """Decode complete elements; raise DecodeError unless each is one value."""
-        raise NotImplementedError
+        """Decode complete elements; raise DecodeError where one is malformed."""
 
     def _keep(self, data: bytes) -> None:
         """Keep a piece of a record that has not ended."""
@@ -72,10 +74,15 @@ class Cutter:
         self._pending_bytes = 0
         return kept
 
+    def _take(self, elements: list[bytes]) -> Iterator[Batch | None]:
+        for start in range(0, len(elements), _RECORDS_PER_TURN):
+            yield from self._salvage(elements[start : start + _RECORDS_PER_TURN])
+            yield None
+
     def _salvage(self, elements: list[bytes]) -> Iterator[Batch | None]:
         """Decode as many elements at once as will decode, down to single ones that are rejected or spoil it all."""
         try:
-            records = self._decode(elements) if elements else []
+            records = self._decode(elements)
             sound = len(records) == len(elements)
         except (msgspec.DecodeError, RecursionError):
             sound = False
@@ -91,8 +98,10 @@ class Cutter:
             yield from self._salvage(elements[middle:])
 
     def _emit(self, records: list[msgspec.Raw]) -> Iterator[Batch | None]:
-        if not records:
-            return
+        for start in range(0, len(records), _RECORDS_PER_TURN):
+            yield from self._emit_some(records[start : start + _RECORDS_PER_TURN])
+
+    def _emit_some(self, records: list[msgspec.Raw]) -> Iterator[Batch | None]:
         lengths = np.fromiter(map(len, records), np.int64, len(records))
         if lengths.max() > self._max_record_bytes:
             raise self._too_large()
@@ -189,7 +198,7 @@ class ArrayCutter(Cutter):
             self._close(elements, piece[found.end])
             self.ended, self.rest = True, rest
         self._after_comma = True
-        yield from self._salvage(elements)
+        yield from self._take(elements)
 
     def _close(self, elements: list[bytes], bracket: int) -> None:
         """Check how the array ends, and take away the nothing that stands in an empty one."""
@@ -234,7 +243,7 @@ class LineCutter(Cutter):
             yield from self._emit(records)
         else:
             lines = text.split(b"\n")
-            yield from self._salvage([line for line in lines if line.strip(WHITESPACE)])
+            yield from self._take([line for line in lines if line.strip(WHITESPACE)])
 
     def _decode(self, elements: list[bytes]) -> list[msgspec.Raw]:
         return _lines_decoder.decode_lines(b"\n".join(elements))

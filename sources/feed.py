@@ -84,7 +84,7 @@ class Feed:
         """How many rejected records could not be identified."""
         return self._rejections.unidentified
 
-    async def batches(self) -> AsyncIterator[Batch]:
+    async def batches(self) -> AsyncGenerator[Batch, None]:
         """Yield the records; ending without an error means that the body was complete and valid.
 
         Raises:

@@ -106,6 +106,8 @@ def translated(source: Source, guard: AddressGuard | None = None) -> Iterator[No
         raise SourceTimeout(f"{place} sent nothing for {seconds:g} s (SOURCE_READ_TIMEOUT_SECONDS).") from exc
     except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as exc:
         raise SourceIncomplete(f"The answer of {place} ended early, or its HTTP framing is damaged.") from exc
+    except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError) as exc:
+        raise SourceUnreachable(f"{place} offers no TLS that can be trusted: {_say_why(exc)}.") from exc
     except aiohttp.ClientConnectorError as exc:
         if guard and guard.refused and not guard.permitted:
             raise AddressRefused(
@@ -118,6 +120,12 @@ def translated(source: Source, guard: AddressGuard | None = None) -> Iterator[No
         raise AddressRefused(f"{place} leads to a host that is not written as one ({exc.description}).") from exc
     except aiohttp.ClientError as exc:
         raise SourceUnreachable(f"The request for {place} failed ({type(exc).__name__}).") from exc
+
+
+def _say_why(error: BaseException) -> str:
+    """Return what the TLS library says; aiohttp's own words name the whole connection."""
+    cause = error.__cause__ or error
+    return str(getattr(cause, "verify_message", "") or getattr(cause, "reason", "") or type(cause).__name__)
 
 
 def _parse(url: str) -> URL:

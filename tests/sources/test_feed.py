@@ -62,6 +62,93 @@ async def test_whole(framing: Any, encodings: tuple[str, ...]) -> None:
     assert feed.rejected == feed.unidentified == 0
 
 
+@pytest.mark.parametrize("encodings", [(), ("gzip",), ("zstd",)])
+async def test_long_bodies(encodings: tuple[str, ...]) -> None:
+    """A body of many pieces is cut into the same records in every layout."""
+    rows = [{**row, "id": number, "tags": [{"a": 1}, {"b": 2}]} for number, row in enumerate(ROWS * 12)]
+    compact = json.dumps(rows, separators=(",", ":")).encode()
+    bodies: list[tuple[bytes, dict[str, Any]]] = [
+        (compact, {}),
+        (json.dumps(rows, indent=2).encode(), {}),
+        (b'{"data":{"rows":%b},"total":%d}' % (compact, len(rows)), {"records": ("data", "rows")}),
+        (b"\n".join(json.dumps(row).encode() for row in rows), {"format": "ndjson"}),
+    ]
+    async with FeedServer() as server:
+        for body, details in bodies:
+            assert len(body) > 2_500_000
+            server.respond(body, encodings=encodings)
+            feed, records = await fetch(source(server.url, **details))
+            assert values(records) == rows
+            assert feed.body_bytes == len(body)
+
+
+async def test_the_loop_stays_free() -> None:
+    """Other tasks get their turns while a long body is cut."""
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    hard = b"[" + b'{"a":"\\ud800"},' * 50_000 + b"{}]"
+    async with FeedServer(Answer(body=hard)) as server:
+        other = asyncio.create_task(take_turns())
+        feed, records = await fetch(source(server.url))
+        other.cancel()
+    assert list(records.values()) == [b"{}"]
+    assert (feed.rejected, feed.unidentified, feed.rejected_keys) == (50_000, 50_000, [])
+    assert turns > 20
+
+
+async def test_leaving_early() -> None:
+    """A consumer may leave in the middle of a body that will never end, and its own errors come out as they are."""
+    async with FeedServer(Answer(body=BODY * 20, fault=Stall(at=len(BODY) * 10))) as server:
+        async with open_feed(source(server.url)) as feed:
+            async for batch in feed.batches():
+                assert batch.position == 0
+                break
+        with pytest.raises(TimeoutError, match="mine"):
+            async with open_feed(source(server.url)) as feed:
+                raise TimeoutError("mine")
+
+
+async def test_not_http() -> None:
+    """A peer that does not speak HTTP is an error of the source."""
+
+    async def babble(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mail.example ESMTP\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(babble, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises((SourceIncomplete, SourceUnreachable)):
+            await fetch(source(f"http://127.0.0.1:{port}/"))
+
+
+@pytest.mark.parametrize("url", ["http://[bad/", "http://a b/", "http://", "", "http://u%3Au:x@127.0.0.1/"])
+async def test_not_a_url(url: str) -> None:
+    """A URL that cannot be one is an error that does not repeat its secrets."""
+    with pytest.raises(SourceError):
+        await fetch(source(url))
+
+
+async def test_too_many_layers_of_compression() -> None:
+    """Compression many times over is refused."""
+    async with FeedServer(Answer(body=b"[]", encodings=("gzip",) * 5)) as server:
+        with pytest.raises(SourceInvalid, match="5 times"):
+            await fetch(source(server.url))
+
+
+async def test_validators_that_could_not_be_sent_back() -> None:
+    """A validator with odd characters is not kept."""
+    async with FeedServer(Answer(body=b"[]", etag='"\xe9"', last_modified="yesterday")) as server:
+        feed, _ = await fetch(source(server.url))
+    assert feed.validators == Validators(last_modified="yesterday")
+
+
 async def test_several_compressed_members() -> None:
     """Compressed streams that follow one another are one body."""
     for encoding in ("gzip", "zstd"):
