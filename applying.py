@@ -29,6 +29,9 @@ MAX_ATTEMPTS = 5
 
 CONTENTION_WAIT_SECONDS = 0.1
 
+WORTH_ANALYZING = 10_000
+"""Staged records from which on it pays to gather statistics for the planner."""
+
 
 class FetchAll(Exception):
     """Fingerprints cannot be relied on: fetch again, and compare every record by value."""
@@ -166,7 +169,7 @@ class _Application:
             self._session, self._mirror, self._columns, self._decoder.rows(self._gathered.spool, positions=False)
         )
         await self._demand_fit()
-        if self._decoder.may_share_keys():
+        if await self._decoder.may_share_keys():
             raise _StageFirst
         if not created:
             raise self._nothing_fits()
@@ -204,17 +207,19 @@ class _Application:
     async def _stage(self) -> Staging:
         """Decode the spooled records into the stage, and mark the rows that fingerprints tell of."""
         known = self._gathered.known
-        mark_seen = 2 * known.seen < len(known)
-        staging = Staging(
-            self._mirror, self._columns, marked_are_seen=mark_seen if self._gathered.trusted and len(known) else None
-        )
+        seen = known.seen
+        mark_seen = 2 * seen < len(known)
+        staging = Staging(self._mirror, self._columns, marked_are_seen=mark_seen if seen else None)
         await staging.create(self._session)
-        await staging.copy_marked(self._session, known.copy_of(seen=mark_seen))
+        if seen:
+            await staging.copy_marked(self._session, known.copy_of(seen=mark_seen))
         await staging.copy_stage(self._session, self._decoder.rows(self._gathered.spool, positions=True))
         await self._demand_fit()
         self._protect_rejected()
-        await staging.copy_protected(self._session, self._decoder.protected)
-        await staging.analyze(self._session)
+        if self._decoder.protected:
+            await staging.copy_protected(self._session, self._decoder.protected)
+        if self._gathered.spool.records >= WORTH_ANALYZING:
+            await staging.analyze(self._session)
         uncastable = await staging.select_uncastable(self._session)
         if uncastable is not None:
             column, key, value = uncastable
@@ -238,7 +243,7 @@ class _Application:
     async def _settle_duplicates(self, staging: Staging) -> int:
         """Let the last of several records with one key win, whether it was staged or known; report the others."""
         losers: list[tuple[int, Any]] = []
-        if self._decoder.may_share_keys():
+        if await self._decoder.may_share_keys():
             losers += await staging.delete_staged_duplicates(self._session)
         twins = await staging.select_seen_twins(self._session)
         overtaken = []
@@ -346,7 +351,7 @@ class _Application:
         kind = self._mirror.state.fingerprint_kind
         counts = self._outcome.counts
         if not self._gathered.trusted or not should_switch_to_canonical(
-            decoded=self._gathered.spool.records,
+            decoded=self._gathered.spool.records - self._gathered.without_fingerprint,
             differing=counts.created + counts.updated + counts.restored + counts.rejected + counts.duplicates,
             kind=kind,
         ):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,15 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Raw
 
-from columns import (
-    BIGINT,
-    NUMERIC,
-    Column,
-    infer,
-    join,
-    key_type,
-)
-from fast_rows import EXACT_TYPES, HAZARDS, SHAPE, SWIFT_TYPES, FastWay, Rows
+from columns import BIGINT, MAX_COLUMNS, NUMERIC, Column, infer, join, key_type
+from errors import SourceInvalid
+from fast_rows import CHECKS, EXACT_TYPES, HAZARDS, SHAPE, SWIFT_TYPES, FastWay, Rows, can_be_read_fast
 from models import KEPT_PROBLEMS, Problem
 from records import RecordError, check_key, check_storable, parse, read_key, without_nul
 from spool import DIGEST_BYTES, Frame, Spool
@@ -79,12 +74,22 @@ class RowDecoder:
         self._key_places = [self._by_field[name] for name in self.key]
         self._hazards = {shape for column in self.columns for shape in HAZARDS.get(column.sql_type, ())}
         self._key_hashes: list[npt.NDArray[np.int64]] = []
-        self._only_null: list[str] = []
-        self._make_fast_ways()
+        self._only_null: dict[str, None] = {}
+        self._ways: tuple[FastWay | None, ...] | None = None
 
     def decode(self, frame: Frame) -> Rows:
-        """Decode a frame; records that are rejected or misfit are left out of the rows."""
-        return self._fast(frame) or self._split(_raws.decode(frame.payload), frame.positions, frame.digests)
+        """Decode a frame; records that are rejected or misfit are left out of the rows.
+
+        Raises SourceInvalid for a record that is nested so deeply that its end cannot be found.
+        """
+        rows = self._fast(frame)
+        if rows is not None:
+            return rows
+        try:
+            raws = _raws.decode(frame.payload)
+        except RecursionError as error:
+            raise SourceInvalid("One of the records is nested too deeply to be read.") from error
+        return self._split(raws, frame.positions, frame.digests)
 
     async def rows(self, spool: Spool, *, positions: bool) -> AsyncIterator[Sequence[Any]]:
         """Yield the spooled records as rows for COPY: the columns' values, the position if wanted, the fingerprint.
@@ -100,16 +105,17 @@ class RowDecoder:
                     yield row
             await asyncio.sleep(0)
 
-    def may_share_keys(self) -> bool:
+    async def may_share_keys(self) -> bool:
         """Tell whether two of the rows may have the same key; without equal hashes, none have."""
-        hashes = np.sort(np.concatenate([np.empty(0, dtype=np.int64), *self._key_hashes]))
+        hashes = np.concatenate([np.empty(0, dtype=np.int64), *self._key_hashes])
+        await asyncio.to_thread(hashes.sort)
         return bool((hashes[1:] == hashes[:-1]).any())
 
     def protect(self, key: Mapping[str, Any] | None) -> bool:
         """Keep the key of a rejected record, so that its row is not deleted; count it if it names no row."""
         try:
             values = [self._row_key(place, (key or {}).get(self.columns[place].field)) for place in self._key_places]
-        except (Misfit, RecordError, ArithmeticError):
+        except (ValueError, ArithmeticError):
             self.unidentified += 1
             return False
         self.protected.append(tuple(values))
@@ -120,19 +126,23 @@ class RowDecoder:
         hashes = map(hash, keys[0] if len(keys) == 1 else zip(*keys, strict=True))
         return np.fromiter(hashes, dtype=np.int64, count=len(rows.positions))
 
-    def _make_fast_ways(self) -> None:
-        self._swift = FastWay.make(self.columns, self.key, self._fits, self._only_null, SWIFT_TYPES)
-        self._careful = FastWay.make(self.columns, self.key, self._fits, self._only_null, EXACT_TYPES)
+    def _fast_ways(self) -> tuple[FastWay | None, ...]:
+        """Return the swift way and the careful one, which are the same where no column has hazards."""
+        is_same = not any(column.sql_type in CHECKS for column in self.columns)
+        return tuple(
+            FastWay.make(self.columns, self.key, self._fits, tuple(self._only_null), typed)
+            for typed in ((EXACT_TYPES,) if is_same else (SWIFT_TYPES, EXACT_TYPES))
+        )
 
     def _fast(self, frame: Frame) -> Rows | None:
         """Decode a frame at once, or return None where it is not certain that nothing would be lost."""
         if b"\\u0000" in frame.payload:
             return None
-        way = self._careful if self._is_hazardous(frame.payload) else self._swift
-        try:
-            return way.rows(frame) if way else None
-        except (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError):
-            return None
+        self._ways = self._ways or self._fast_ways()
+        for way in self._ways[-1:] if self._is_hazardous(frame.payload) else self._ways:
+            with suppress(msgspec.DecodeError, ValueError, ArithmeticError, RecursionError):
+                return way.rows(frame) if way else None
+        return None
 
     def _is_hazardous(self, payload: bytes) -> bool:
         if not self._hazards:
@@ -196,9 +206,9 @@ class RowDecoder:
         if value is not None:
             self._want(None, name, value, at, "has no column")
             return False
-        if name not in self._only_null:
-            self._only_null.append(name)
-            self._make_fast_ways()
+        if name not in self._only_null and len(self._only_null) < MAX_COLUMNS and can_be_read_fast(name):
+            self._only_null[name] = None
+            self._ways = None
         return True
 
     def _widen(self, column: Column, value: Any, at: _Place, misfit: Misfit) -> None:
@@ -219,7 +229,10 @@ class RowDecoder:
         """Return the key value that a rejected record may have meant: `"1"` may be row 1."""
         fit = self._fits[place]
         if isinstance(value, str):
+            value = value.replace("\0", "") if self._strip else value
             check_storable(value)
+            if "\0" in value:
+                raise Misfit("is not a key")
         elif key_type(value) is None:
             raise Misfit("is not a key")
         try:

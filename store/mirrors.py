@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -81,6 +82,11 @@ class Mirror:
         return all(name in self.types for name in BOOKKEEPING)
 
     @property
+    def has_tombstones(self) -> bool:
+        """Whether rows tell that they are deleted."""
+        return DELETED_AT in self.types
+
+    @property
     def qualified(self) -> str:
         """The table's name as SQL spells it."""
         return f"{_quote(self.db_schema)}.{_quote(self.table)}"
@@ -124,6 +130,7 @@ CATALOG = sa.text("""
              WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS types,
            (SELECT array_agg(t.tgname::text) FROM pg_trigger t
              WHERE t.tgrelid = c.oid AND t.tgenabled IN ('O', 'A')) AS triggers,
+           (SELECT array_agg(w.xid) FROM lockstep.foreign_writes w WHERE w.mirror = :name) AS foreign_writes,
            EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid
                      AND i.indpred IS NULL AND i.indexprs IS NULL
                      AND (SELECT array_agg(a.attname::text ORDER BY a.attname) FROM pg_attribute a
@@ -136,30 +143,27 @@ CATALOG = sa.text("""
 async def select_mirror(session: AsyncSession, source: Source) -> Mirror:
     """Read what a mirror looks like now; one that does not exist yet has no columns."""
     name = mirror_name(source)
-    key_columns = sorted(column_name(field) for field in source.key)
-    found = (
-        await session.execute(CATALOG, {"db_schema": source.db_schema, "table": source.table, "key": key_columns})
-    ).one_or_none()
+    key = sorted(column_name(field) for field in source.key)
+    parameters = {"name": name, "db_schema": source.db_schema, "table": source.table, "key": key}
+    found = (await session.execute(CATALOG, parameters)).one_or_none()
     if found is not None and found.relkind not in ("r", "p"):
         raise SchemaConflict(f"{name} is not a table.", remedy="Name another table in table_name.")
     row = await session.get(MirrorRow, name)
-    foreign = await session.scalars(sa.select(ForeignWriteRow.xid).where(ForeignWriteRow.mirror == name))
     types = dict(zip(found.names or (), found.types or (), strict=True)) if found else {}
-    exists = found is not None
     return Mirror(
         name=name,
         table=source.table,
         db_schema=source.db_schema,
         key=source.key,
-        exists=exists,
+        exists=found is not None,
         types=types,
         columns=_source_columns(types, row, source.key),
-        has_rows=exists and await _has_rows(session, source),
+        has_rows=found is not None and await _has_rows(session, source),
         keyed=bool(found and found.keyed),
         watched=bool(found and set(TRIGGERS) <= set(found.triggers or ())),
         may_watch=row is None or row.watched,
         state=_state(row),
-        foreign_writes=frozenset(foreign),
+        foreign_writes=frozenset((found.foreign_writes or ()) if found else ()),
     )
 
 
@@ -208,7 +212,8 @@ async def select_fingerprints(session: AsyncSession, mirror: Mirror) -> tuple[Kn
         output=keep,
         format="binary",
     )
-    return KnownFingerprints.from_copy(copied)
+    # Sorting millions of them takes a while; it does not hold up the other threads.
+    return await asyncio.to_thread(KnownFingerprints.from_copy, copied)
 
 
 async def load_my_data(database: Database, source: Source) -> type[MyData]:
@@ -230,7 +235,7 @@ async def count_live_rows(session: AsyncSession, mirror: Mirror) -> int:
         return 0
     table = mirror_table(mirror.table, mirror.db_schema, {})
     query = sa.select(sa.func.count()).select_from(table)
-    if mirror.is_adopted:
+    if mirror.has_tombstones:
         query = query.where(table.c[DELETED_AT].is_(None))
     return await session.scalar(query) or 0
 

@@ -66,25 +66,32 @@ async def insert_run(database: Database, *, source: str, mirror: str, approves: 
     async with database.transaction() as session:
         if approves is not None:
             await select_hold(session, mirror, approves)
-        await _interrupt_dead_runs(session, mirror)
-        inserted = await session.execute(
-            insert(RunRow)
-            .values(source=source, mirror=mirror, owner=OWNER, lease_until=_lease_end(), approves=approves)
-            .on_conflict_do_nothing(index_elements=["mirror"], index_where=RunRow.status == "running")
-            .returning(RunRow)
-        )
-        row = inserted.scalar_one_or_none()
-        if row is not None:
-            return _report(row)
+        opened = await _open(session, source, mirror, approves)
+        if opened is None and await _interrupt_dead_runs(session, mirror):
+            opened = await _open(session, source, mirror, approves)
+        if opened is not None:
+            return opened
         running = await session.scalar(sa.select(RunRow).where(RunRow.mirror == mirror, RunRow.status == "running"))
     if running is None:
-        # It ended between the two statements, so the way is free now.
+        # It ended between the statements, so the way is free now.
         return await insert_run(database, source=source, mirror=mirror, approves=approves)
     raise MirrorBusy(
         f"Run {running.id} has been syncing {mirror} since {running.started_at:%Y-%m-%d %H:%M:%S} UTC.",
         run=running.id,
         since=running.started_at,
     )
+
+
+async def _open(session: AsyncSession, source: str, mirror: str, approves: int | None) -> Report | None:
+    """Insert a running run, or return None if the mirror has one."""
+    inserted = await session.execute(
+        insert(RunRow)
+        .values(source=source, mirror=mirror, owner=OWNER, lease_until=_lease_end(), approves=approves)
+        .on_conflict_do_nothing(index_elements=["mirror"], index_where=RunRow.status == "running")
+        .returning(RunRow)
+    )
+    row = inserted.scalar_one_or_none()
+    return _report(row) if row else None
 
 
 async def select_hold(session: AsyncSession, mirror: str, run: int) -> int:

@@ -8,6 +8,7 @@ ready for the journal: they are all that a plan needs, and what the guard decide
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -44,33 +45,26 @@ class Staging:
         self.columns = tuple(columns)
         self.marked_are_seen = marked_are_seen
         self._key_names = mirror.key_columns
-        staged = {column.name: fit_for(column.sql_type).staged_as for column in columns}
-        self.stage = _temporary(
-            STAGE, staged, sa.Column(POSITION, sa.BigInteger), sa.Column(FINGERPRINT, sa.Uuid, nullable=True)
+        self._protects = False
+        self.table, self.stage, self.differences, self.marked, self.protected = _tables(
+            mirror.table, mirror.db_schema, self._key_names, self.columns
         )
-        self.differences = _temporary(
-            DIFFERENCES,
-            {name: staged[name] for name in self._key_names},
-            sa.Column(OPERATION, sa.Text),
-            sa.Column(KEY, postgresql.JSONB),
-            sa.Column(CHANGES, postgresql.JSONB),
-        )
-        self.marked = _temporary(MARKED, {}, sa.Column(FINGERPRINT, sa.Uuid))
-        self.protected = _temporary(PROTECTED, {name: staged[name] for name in self._key_names})
-        self.table = mirror_table(mirror.table, mirror.db_schema, {c.name: c.sql_type for c in columns})
 
     async def create(self, session: AsyncSession) -> None:
-        """Create the temporary tables; they vanish with the transaction."""
-        for table in (self.stage, self.differences, self.marked, self.protected):
-            await (await session.connection()).run_sync(table.create, checkfirst=False)
+        """Create the temporary tables that are sure to be needed; they vanish with the transaction."""
+        await _create(session, self.stage)
+        await _create(session, self.differences)
 
     async def copy_marked(self, session: AsyncSession, copied: bytes) -> None:
         """Take marked fingerprints in, as a binary COPY."""
+        await _create(session, self.marked)
         driver = await driver_connection(session)
         await driver.copy_to_table(MARKED, source=_once(copied), format="binary")
 
     async def copy_protected(self, session: AsyncSession, keys: Sequence[Sequence[Any]]) -> None:
         """Take in the keys of rejected records."""
+        await _create(session, self.protected)
+        self._protects = True
         driver = await driver_connection(session)
         await driver.copy_records_to_table(PROTECTED, records=keys, columns=self._key_names)
 
@@ -81,9 +75,8 @@ class Staging:
         await driver.copy_records_to_table(STAGE, records=rows, columns=[*names, POSITION, FINGERPRINT])
 
     async def analyze(self, session: AsyncSession) -> None:
-        """Tell the planner how large the temporary tables are; nobody else would."""
-        connection = await session.connection()
-        await connection.exec_driver_sql(f"ANALYZE {STAGE}, {MARKED}, {PROTECTED}")
+        """Tell the planner what the stage holds; nobody else would."""
+        await (await session.connection()).exec_driver_sql(f"ANALYZE {STAGE}")
 
     async def delete_staged_duplicates(self, session: AsyncSession) -> list[tuple[int, dict[str, Any]]]:
         """Keep the last of the staged records that share a key; return position and key of the others."""
@@ -157,7 +150,8 @@ class Staging:
             vanished = [self._is_marked()]
             if some_lack_fingerprints:
                 vanished.append(self.table.c[FINGERPRINT].is_(None))
-        elsewhere = [sa.not_(self._has_key_in(table)) for table in (self.stage, self.protected)]
+        kept_by = (self.stage, self.protected) if self._protects else (self.stage,)
+        elsewhere = [sa.not_(self._has_key_in(table)) for table in kept_by]
         for condition in vanished:
             await self._insert_differences(
                 session,
@@ -301,7 +295,7 @@ class Staging:
         return widened(value, have, column.sql_type)
 
     def _deleted_at(self) -> sa.ColumnElement[Any]:
-        return self.table.c[DELETED_AT] if self.mirror.is_adopted else sa.null()
+        return self.table.c[DELETED_AT] if self.mirror.has_tombstones else sa.null()
 
     def _differs(self, column: Column, *, altered: bool = False) -> sa.ColumnElement[bool]:
         stored = self.table.c[column.name] if altered else self._stored(column)
@@ -331,6 +325,32 @@ class Staging:
         fields = {column.name: column.field for column in self.columns}
         pairs = [part for name in self._key_names for part in (sa.literal(fields[name]), table.c[name])]
         return sa.func.jsonb_build_object(*pairs, type_=postgresql.JSONB)
+
+
+@lru_cache(maxsize=128)
+def _tables(
+    table: str, db_schema: str, key_names: tuple[str, ...], columns: tuple[Column, ...]
+) -> tuple[sa.Table, sa.Table, sa.Table, sa.Table, sa.Table]:
+    """Build the mirror's table and the temporary ones; the same objects each time, so that statements stay compiled."""
+    staged = {column.name: fit_for(column.sql_type).staged_as for column in columns}
+    key = {name: staged[name] for name in key_names}
+    return (
+        mirror_table(table, db_schema, {column.name: column.sql_type for column in columns}),
+        _temporary(STAGE, staged, sa.Column(POSITION, sa.BigInteger), sa.Column(FINGERPRINT, sa.Uuid)),
+        _temporary(
+            DIFFERENCES,
+            key,
+            sa.Column(OPERATION, sa.Text),
+            sa.Column(KEY, postgresql.JSONB),
+            sa.Column(CHANGES, postgresql.JSONB),
+        ),
+        _temporary(MARKED, {}, sa.Column(FINGERPRINT, sa.Uuid)),
+        _temporary(PROTECTED, key),
+    )
+
+
+async def _create(session: AsyncSession, table: sa.Table) -> None:
+    await (await session.connection()).run_sync(table.create, checkfirst=False)
 
 
 def _temporary(name: str, sql_types: dict[str, str], *others: sa.Column[Any]) -> sa.Table:
