@@ -17,7 +17,8 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal
+from datetime import UTC, datetime
+from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
 from typing import Any
 
 from errors import SettingError
@@ -41,6 +42,7 @@ TYPE_ALIASES = {
 BIGINT_MIN, BIGINT_MAX = -(2**63), 2**63 - 1
 MAX_EXPONENT = 308
 """A double's largest; a number beyond it is no interoperable JSON (RFC 8259, section 6), and is rejected."""
+INTEGER_LIMIT: int = 10 ** (MAX_EXPONENT + 1)
 NUMERIC_MIN_EXPONENT = -16_383
 """Most digits that PostgreSQL's numeric keeps behind the decimal point (documentation, "Numeric Types")."""
 
@@ -52,9 +54,15 @@ RESERVED_PREFIX = "_sync_"
 SYSTEM_COLUMNS = frozenset({"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"})
 
 RFC3339 = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?(?:[Zz]|[+-][0-9]{2}:?[0-9]{2})"
 )
 """Instants that timestamptz holds exactly: with an offset, and no finer than a microsecond."""
+FIRST_INSTANT, LAST_INSTANT = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+"""The ends of the calendar, which asyncpg writes as -infinity and infinity."""
+
+GENERATED_NAME = re.compile(r"field_.*_[0-9a-f]{8}", re.DOTALL)
+
+_unrounded = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +104,7 @@ def infer(value: Any) -> str | None:
         case Decimal():
             return DOUBLE if fits_double(value) else NUMERIC
         case str():
-            return TIMESTAMPTZ if RFC3339.fullmatch(value) else TEXT
+            return TIMESTAMPTZ if _is_instant(value) else TEXT
         case _:
             return JSONB
 
@@ -113,6 +121,33 @@ def join(one: str | None, other: str | None) -> str | None:
     return JSONB
 
 
+def instant(text: str) -> datetime:
+    """Return the instant that an RFC 3339 text says; raise ValueError if timestamptz does not hold it exactly."""
+    if not RFC3339.fullmatch(text):
+        raise ValueError("no RFC 3339 time with an offset")
+    moment = datetime.fromisoformat(text.upper())
+    try:
+        inside = FIRST_INSTANT < moment.astimezone(UTC) < LAST_INSTANT
+    except OverflowError:
+        inside = False
+    if not inside:
+        raise ValueError("an instant outside of the calendar")
+    return moment
+
+
+def _is_instant(text: str) -> bool:
+    try:
+        instant(text)
+    except ValueError:
+        return False
+    return True
+
+
+def shortest(value: Decimal) -> Decimal:
+    """Return the same number without zeros at its end; the default context would round it to 28 digits."""
+    return _unrounded.normalize(value)
+
+
 def fits_double(value: Decimal | int) -> bool:
     """Tell whether a double gives the very same number back when it is printed in its shortest form."""
     try:
@@ -126,8 +161,10 @@ def is_integral(value: Decimal | int) -> bool:
     return isinstance(value, int) or (value.adjusted() <= MAX_EXPONENT and value == value.to_integral_value())
 
 
-def fits_numeric(value: Decimal) -> bool:
+def fits_numeric(value: Decimal | int) -> bool:
     """Tell whether a number is one that other programs take too, and numeric has room for all its digits."""
+    if isinstance(value, int):
+        return abs(value) < INTEGER_LIMIT
     exponent = value.as_tuple().exponent
     return isinstance(exponent, int) and value.adjusted() <= MAX_EXPONENT and exponent >= NUMERIC_MIN_EXPONENT
 
@@ -143,10 +180,11 @@ def loses_literals(narrow: str, wide: str) -> bool:
 def column_name(field: str) -> str:
     """Return the column for a field: its own name where PostgreSQL takes it, else one that cannot collide.
 
-    Names that are empty, over 63 bytes, reserved by Lockstep or by PostgreSQL get a readable start and a hash.
+    Names that are empty, over 63 bytes, reserved by Lockstep or by PostgreSQL get a readable start and a hash; so do
+    names that look as if they had got one.
     """
     encoded = field.encode()
-    taken = field.startswith(RESERVED_PREFIX) or field in SYSTEM_COLUMNS
+    taken = field.startswith(RESERVED_PREFIX) or field in SYSTEM_COLUMNS or GENERATED_NAME.fullmatch(field)
     if 0 < len(encoded) <= MAX_NAME_BYTES and not taken and "\0" not in field:
         return field
     digest = hashlib.blake2s(encoded, digest_size=4).hexdigest()

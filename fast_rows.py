@@ -8,9 +8,10 @@ Whenever something is not certain, no rows come back, and the frame has to go th
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Annotated, Any
 
@@ -18,7 +19,20 @@ import msgspec
 from asyncpg.pgproto.pgproto import UUID
 from msgspec import UNSET, Raw, UnsetType
 
-from columns import BIGINT, BIGINT_MAX, BIGINT_MIN, BOOLEAN, DOUBLE, JSONB, TEXT, TIMESTAMPTZ, Column, key_type
+from columns import (
+    BIGINT,
+    BIGINT_MAX,
+    BIGINT_MIN,
+    BOOLEAN,
+    DOUBLE,
+    FIRST_INSTANT,
+    JSONB,
+    LAST_INSTANT,
+    TEXT,
+    TIMESTAMPTZ,
+    Column,
+    key_type,
+)
 from records import parse_scalar
 from spool import DIGEST_BYTES, Frame
 from values import Fit
@@ -30,7 +44,10 @@ EXACT_TYPES: Mapping[str, Any] = {BOOLEAN: bool, BIGINT: Int64, TEXT: str}
 """Types that msgspec decodes without ever losing anything; those beyond SWIFT_TYPES travel as raw JSON text."""
 
 SWIFT_TYPES: Mapping[str, Any] = {**EXACT_TYPES, DOUBLE: float, TIMESTAMPTZ: Instant}
-"""Types that msgspec decodes exactly as long as their literals are short."""
+"""Types that msgspec decodes exactly as long as their literals are short and the values not extreme."""
+
+KEY_TYPES = (BIGINT, TEXT)
+"""Types of which msgspec takes no value that cannot be a key; keys of other types travel as raw text."""
 
 COLON = b'":'
 SPACE = b" \t\r\n"
@@ -38,6 +55,13 @@ SHAPE = bytes.maketrans(b"123456789E", b"000000000e")
 LONG_FRACTION = (b".0000000",)
 LONG_NUMBER = (b"0" * 16, b"000000000.", *LONG_FRACTION)
 """Shapes (digits as 0) without which no literal has 16 digits: it has nine of them before the point or seven behind."""
+LONG_EXPONENT = re.compile(rb"0e[+-]?0{3,}[,}\]\s]")
+"""The shape of a number that may lie beyond the range of a double."""
+SMALLEST_NORMAL = sys.float_info.min
+ESCAPED_FRACTION = re.compile(rb"\\u00(?:3[0-9]|2[eE])")
+"""A digit or a point in a text, escaped, so that the shape of a long fraction does not show."""
+ESCAPED_NAME_END = re.compile(rb"\\u00(?:22|3[aA])")
+"""A quote or a colon in a text, escaped: msgspec writes it unescaped, which looks like the end of a name."""
 LONG_NUMBER_IN_JSON = re.compile(rb"[eE][+-]?[0-9]{3}|[0-9]{300}")
 HAZARDS: Mapping[str, tuple[bytes, ...]] = {DOUBLE: LONG_NUMBER, TIMESTAMPTZ: LONG_FRACTION}
 
@@ -74,8 +98,12 @@ class FastWay:
         columns: int,
         nulls: int,
         raw: Mapping[int, Callable[[str], Any] | None],
+        checks: Mapping[int, Callable[[Sequence[Any], bytes], None]],
+        raw_keys: Sequence[int],
     ) -> None:
         self._decoder = decoder
+        self._checks = checks
+        self._raw_keys = raw_keys
         self._fields = [attrgetter(f"f{place}") for place in range(columns)]
         self._nulls = [attrgetter(f"n{number}") for number in range(nulls)]
         self._raw = raw
@@ -97,20 +125,27 @@ class FastWay:
         raw: dict[int, Callable[[str], Any] | None] = {}
         for place, (column, fit) in enumerate(zip(columns, fits, strict=True)):
             is_key = column.field in key
-            kind = typed.get(column.sql_type, Raw)
+            kind = Raw if is_key and column.sql_type not in KEY_TYPES else typed.get(column.sql_type, Raw)
             if kind is Raw:
-                raw[place] = None if column.sql_type == JSONB else _converter(fit, is_key=is_key)
+                raw[place] = None if column.sql_type == JSONB and not is_key else _converter(fit, is_key=is_key)
             optional = Raw | UnsetType if kind is Raw else kind | None | UnsetType
             fields.append((f"f{place}", kind) if is_key else (f"f{place}", optional, UNSET))
         fields += [(f"n{number}", None | UnsetType, UNSET) for number in range(len(nulls))]
         names = {f"f{place}": column.field for place, column in enumerate(columns)}
         names |= {f"n{number}": name for number, name in enumerate(nulls)}
-        if any(mark in name or not name.isprintable() for name in names.values() for mark in '"\\'):
+        if not all(map(can_be_read_fast, names.values())):
             return None
         struct = msgspec.defstruct(
             "Record", fields, rename=names, kw_only=True, gc=False, eq=False, forbid_unknown_fields=True
         )
-        return cls(msgspec.json.Decoder(list[struct]), len(columns), len(nulls), raw)  # type: ignore[valid-type]
+        checks = {
+            place: CHECKS[column.sql_type]
+            for place, column in enumerate(columns)
+            if place not in raw and column.sql_type in CHECKS
+        }
+        raw_keys = [place for place in raw if columns[place].field in key]
+        decoder = msgspec.json.Decoder(list[struct])  # type: ignore[valid-type]
+        return cls(decoder, len(columns), len(nulls), raw, checks, raw_keys)
 
     def rows(self, frame: Frame) -> Rows | None:
         """Decode a frame; None, or an error that is a ValueError or msgspec's, where something is not certain."""
@@ -125,12 +160,19 @@ class FastWay:
             if convert is not None:
                 columns[place] = [convert(text) if text is not None else None for text in columns[place]]
             missing[place] = 0
-        if count_names(frame.payload) != names:
+        if count_names(frame.payload) != names or any(None in columns[place] for place in self._raw_keys):
             return None
+        for place, check in self._checks.items():
+            check(columns[place], frame.payload)
         for place, count in enumerate(missing):
             if count:
                 columns[place] = [None if value is UNSET else value for value in columns[place]]
         return Rows(columns=columns, positions=frame.positions.tolist(), digests=uuids(frame.digests))
+
+
+def can_be_read_fast(field: str) -> bool:
+    """Tell whether msgspec can give a struct's field this name."""
+    return field.isprintable() and '"' not in field and "\\" not in field
 
 
 def count_names(text: bytes) -> int:
@@ -140,6 +182,28 @@ def count_names(text: bytes) -> int:
     say, makes the count too high, which only sends the frame the exact way.
     """
     return text.translate(None, SPACE).count(COLON)
+
+
+def _check_doubles(values: Sequence[Any], payload: bytes) -> None:
+    """Raise ValueError if a number may be smaller than a double tells from its neighbours, or from zero."""
+    smallest = min([abs(value) for value in values if value.__class__ is float], default=1.0)
+    if smallest < SMALLEST_NORMAL and LONG_EXPONENT.search(payload.translate(SHAPE)):
+        raise ValueError("a number may be too small for a double")
+
+
+def _check_instants(values: Sequence[Any], payload: bytes) -> None:
+    """Raise ValueError if an instant may be too fine, or so close to the calendar's ends that it may not be stored."""
+    if ESCAPED_FRACTION.search(payload):
+        raise ValueError("a fraction may be long")
+    moments = [value for value in values if value.__class__ is datetime]
+    if moments and (min(moments) < FIRST_INSTANT + ONE_DAY or max(moments) > LAST_INSTANT - ONE_DAY):
+        raise ValueError("an instant may be outside of the calendar")
+
+
+ONE_DAY = timedelta(days=1)
+"""More than any offset from UTC."""
+CHECKS: Mapping[str, Callable[[Sequence[Any], bytes], None]] = {DOUBLE: _check_doubles, TIMESTAMPTZ: _check_instants}
+"""What has to be looked at in the values that msgspec has decoded."""
 
 
 def _texts(raws: Sequence[Any], missing: int) -> tuple[list[Any], int]:
@@ -152,7 +216,10 @@ def _texts(raws: Sequence[Any], missing: int) -> tuple[list[Any], int]:
     if LONG_NUMBER_IN_JSON.search(joined):
         raise ValueError("a number may be too large")
     names = count_names(joined)
-    if b"{" in joined and msgspec.json.encode(msgspec.json.decode(b"[%b]" % joined)).count(COLON) != names:
+    if b"{" in joined and (
+        ESCAPED_NAME_END.search(joined)
+        or msgspec.json.encode(msgspec.json.decode(b"[%b]" % joined)).count(COLON) != names
+    ):
         raise ValueError("an object may repeat a name")
     texts = [str(raw, "utf-8") for raw in present]
     if b"null" in joined:

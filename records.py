@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -16,7 +17,7 @@ import msgspec
 import xxhash
 from msgspec import Raw
 
-from columns import fits_double, fits_numeric, is_integral, key_type
+from columns import fits_double, fits_numeric, is_integral, key_type, shortest
 
 NUL_ESCAPE = re.compile(rb"\\(?:u0000|.)", re.DOTALL)
 """Any escape: the others are matched so that the second half of an escaped backslash is not taken for a start."""
@@ -39,8 +40,8 @@ def parse(raw: bytes | Raw) -> tuple[dict[str, Any], str | None]:
     def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         built = dict(pairs)
         if len(built) < len(pairs):
-            names = [name for name, _ in pairs]
-            repeated.extend(name for name in built if names.count(name) > 1)
+            times = Counter(name for name, _ in pairs)
+            repeated.append(next(name for name in built if times[name] > 1))
         return built
 
     try:
@@ -69,9 +70,12 @@ def parse_scalar(text: str) -> Any:
 
 
 def read_key(raw: bytes | Raw, key: Sequence[str]) -> dict[str, Any] | None:
-    """Return the key of a record that cannot be stored, as far as it can be made out at all."""
+    """Return the key of a record that cannot be stored, as far as it can be made out at all.
+
+    Bytes that are not UTF-8 become half surrogate pairs, so that no such text passes for the key of a row.
+    """
     try:
-        record = json.loads(bytes(raw).decode(errors="replace"), strict=False, parse_float=Decimal)
+        record = json.loads(bytes(raw).decode(errors="surrogateescape"), strict=False, parse_float=Decimal)
     except (ValueError, ArithmeticError, RecursionError):
         return None
     return {name: record.get(name) for name in key} if isinstance(record, dict) else None
@@ -97,25 +101,22 @@ def check_key(key: Mapping[str, Any]) -> None:
 
 def check_storable(value: Any) -> None:
     """Raise RecordError for what no column type of PostgreSQL holds, at any depth."""
-    match value:
-        case str():
-            if not value.isascii():
-                _check_text(value)
-        case bool() | int() | None:
-            pass
-        case Decimal():
-            if not fits_numeric(value):
-                raise RecordError("it holds a number that is too large or has too many digits")
-        case dict():
-            _check_all(value)
-            _check_all(value.values())
-        case _:
-            _check_all(value)
-
-
-def _check_all(values: Iterable[Any]) -> None:
-    for value in values:
-        check_storable(value)
+    pending = [value]  # A record may be nested more deeply than functions may call each other.
+    while pending:
+        match pending.pop():
+            case str() as text:
+                if not text.isascii():
+                    _check_text(text)
+            case bool() | None:
+                pass
+            case int() | Decimal() as number:
+                if not fits_numeric(number):
+                    raise RecordError("it holds a number that is too large or has too many digits")
+            case dict() as members:
+                pending.extend(members)
+                pending.extend(members.values())
+            case elements:
+                pending.extend(elements)
 
 
 def _check_text(value: str) -> None:
@@ -151,7 +152,7 @@ def _canonical_number(literal: str) -> Any:
     number = Decimal(literal)
     if fits_numeric(number) and is_integral(number):
         return int(number)
-    return float(number) if fits_double(number) else Raw(str(number.normalize()).encode())
+    return float(number) if fits_double(number) else Raw(str(shortest(number)).encode())
 
 
 _generic = msgspec.json.Decoder(dict[str, Any], float_hook=_canonical_number)

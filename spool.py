@@ -10,7 +10,7 @@ import asyncio
 import struct
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -92,4 +92,5 @@ async def open_spool(directory: Path | None) -> AsyncIterator[Spool]:
     try:
         yield Spool(file)
     finally:
-        await asyncio.to_thread(file.close)
+        with suppress(OSError):  # Closing tries once more to write what could not be written, which was reported then.
+            await asyncio.to_thread(file.close)

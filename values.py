@@ -23,11 +23,12 @@ from columns import (
     DOUBLE,
     JSONB,
     NUMERIC,
-    RFC3339,
     TEXT,
     fits_double,
     fits_numeric,
+    instant,
     is_integral,
+    shortest,
 )
 
 Read = TypeVar("Read")
@@ -45,7 +46,12 @@ SPELLING = re.compile(
 
 LOCAL_TIMESTAMP = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(?:\.(\d{1,6}))?")
 LOCAL_TIME = re.compile(r"\d{2}:\d{2}:\d{2}(?:\.(\d{1,6}))?")
+OFFSET_TIME = re.compile(LOCAL_TIME.pattern + r"(?:[Zz]|[+-](?:0\d|1[0-5]):[0-5]\d)")
+"""PostgreSQL takes offsets under 16 hours."""
 CALENDAR_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+HEXADECIMAL_UUID = re.compile(r"[0-9A-Fa-f]{8}(?:-?[0-9A-Fa-f]{4}){3}-?[0-9A-Fa-f]{12}")
+ENDS_OF_THE_CALENDAR = (date.min, date.max, datetime.min, datetime.max)  # noqa: DTZ901 (of timestamps without zone)
+"""Moments that asyncpg writes as -infinity and infinity."""
 FRACTION = re.compile(r"\.(\d+)")
 
 
@@ -140,8 +146,7 @@ def _numeric(value: Any, _text: str) -> Decimal:
 def _bounded_numeric(precision: int, scale: int) -> Converter:
     def convert(value: Any, text: str) -> Decimal:
         number = _numeric(value, text)
-        shortest = number.normalize()
-        exponent = shortest.as_tuple().exponent
+        exponent = shortest(number).as_tuple().exponent
         if number and (not isinstance(exponent, int) or exponent < -scale or number.adjusted() >= precision - scale):
             raise Misfit(f"does not fit numeric({precision},{scale})")
         return number
@@ -168,40 +173,52 @@ def _bounded_text(length: int | None, *, padded: bool) -> Converter:
 
 
 def _moment(base: str, zone: str | None, precision: int) -> Converter:
+    with_offset = zone == " with time zone"
+    if base == "time" and with_offset:
+        return _clock(_matching(OFFSET_TIME, time.fromisoformat), "a time with an offset", precision)
     if base == "time":
-        return _clock(time.fromisoformat, LOCAL_TIME, "a time without offset", precision)
-    if zone == " with time zone":
-        return _clock(datetime.fromisoformat, RFC3339, "an RFC 3339 time with an offset", precision)
-    return _clock(datetime.fromisoformat, LOCAL_TIMESTAMP, "an RFC 3339 time without offset", precision)
+        return _clock(_matching(LOCAL_TIME, time.fromisoformat), "a time without offset", precision)
+    if with_offset:
+        return _clock(instant, "an RFC 3339 time with an offset", precision)
+    return _clock(_matching(LOCAL_TIMESTAMP, datetime.fromisoformat), "an RFC 3339 time without offset", precision)
 
 
-def _clock(read: Callable[[str], Any], pattern: re.Pattern[str], wanted: str, precision: int) -> Converter:
+def _matching(pattern: re.Pattern[str], read: Callable[[str], Read]) -> Callable[[str], Read]:
+    def read_matching(text: str) -> Read:
+        if not pattern.fullmatch(text):
+            raise ValueError("spelled in another way")
+        return read(text)
+
+    return read_matching
+
+
+def _clock(read: Callable[[str], Any], wanted: str, precision: int) -> Converter:
     def convert(value: Any, text: str) -> Any:
-        if not pattern.fullmatch(_text(value, text)):
-            raise Misfit(f"is not {wanted} of at most {precision} fractional digits")
+        moment = _read(read, _text(value, text).upper(), f"{wanted} of at most {precision} fractional digits")
         fraction = FRACTION.search(value)
         if fraction and len(fraction[1].rstrip("0")) > precision:
             raise Misfit(f"is finer than {precision} fractional digits")
-        return _read(read, value.upper(), wanted)
+        return moment
 
     return convert
 
 
 def _date(value: Any, text: str) -> date:
-    if not CALENDAR_DATE.fullmatch(_text(value, text)):
-        raise Misfit("is not a date")
-    return _read(date.fromisoformat, value, "a date")
+    return _read(_matching(CALENDAR_DATE, date.fromisoformat), _text(value, text), "a date")
 
 
 def _uuid(value: Any, text: str) -> UUID:
-    return _read(UUID, _text(value, text), "a UUID")
+    return _read(_matching(HEXADECIMAL_UUID, UUID), _text(value, text), "a UUID")
 
 
 def _read(read: Callable[[str], Read], value: str, wanted: str) -> Read:
     try:
-        return read(value)
+        found = read(value)
     except ValueError as error:
         raise Misfit(f"is not {wanted}") from error
+    if found in ENDS_OF_THE_CALENDAR:
+        raise Misfit("is an end of the calendar, which would be stored as infinity")
+    return found
 
 
 def _json(_value: Any, text: str) -> str:
