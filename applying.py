@@ -94,6 +94,7 @@ async def _read_again(session: AsyncSession, source: Source, gathered: Gathered)
     mirror = await mirrors.select_mirror(session, source)
     moved = (
         mirror.foreign_writes != before.foreign_writes
+        or mirror.watched != before.watched
         or mirror.state != before.state
         or mirror.types != before.types
         or mirror.has_rows != before.has_rows

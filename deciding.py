@@ -114,6 +114,7 @@ def _conflict(misfit: ColumnMisfit, source: Source, remedy: str | None = None) -
 def should_switch_to_canonical(*, decoded: int, differing: int, kind: str) -> bool:
     """Tell whether a source spells the same records differently from fetch to fetch.
 
+    `decoded` are the records whose fingerprints were compared in vain, `differing` those that turned out to be new.
     Then fingerprints of the canonical form spare the decoded records the way to the database.
     """
     equal = decoded - differing

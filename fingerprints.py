@@ -70,6 +70,12 @@ class KnownFingerprints:
     def __len__(self) -> int:
         return len(self._high)
 
+    @property
+    def has_copies(self) -> bool:
+        """Whether rows share a fingerprint. Keys are part of what it covers, so only a copy made by hand does that."""
+        alike = np.flatnonzero(self._high[1:] == self._high[:-1])
+        return bool((self._low[alike] == self._low[alike + 1]).any())
+
     def match(self, digests: npt.NDArray[Any], position: int) -> Match:
         """Tell which records of a batch are not known, and note that the others were seen.
 

@@ -131,6 +131,8 @@ async def _read_mirror(database: Database, source: Source, spool: Spool, trust_f
         if not (trust_fingerprints and mirror.trusted):
             return _nothing_yet(mirror, KnownFingerprints.none(), spool, source, trusted=False)
         known, without = await select_fingerprints(session, mirror)
+    if known.has_copies:
+        return _nothing_yet(mirror, KnownFingerprints.none(), spool, source, trusted=False)
     gathered = _nothing_yet(mirror, known, spool, source, trusted=True)
     gathered.without_fingerprint = without
     return gathered

@@ -6,6 +6,7 @@ after it: its counts and its journal entries must tell exactly that difference, 
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -20,13 +21,16 @@ import asyncpg
 from models import BOOKKEEPING, Report, Source
 from store import Database
 from sync import sync_data
-from tests.feed_server import Answer, FeedServer
+from tests.feed_server import Answer, FeedServer, Stall
 from tests.postgres import connect
 
 Key = tuple[Any, ...]
 Content = bytes | Sequence[Mapping[str, Any]]
 
 INSTANT = "timestamp with time zone"
+PADDING = 600_000
+"""Bytes before a halted answer, so that its reader has something to work on before the halt."""
+
 OPERATIONS = ("created", "updated", "restored", "deleted")
 
 
@@ -95,6 +99,29 @@ class Engine:
             raise
         account(report, before, await self.state(), await self.journal(report.run))
         return report
+
+    async def sync_unaccounted(self, **options: Any) -> Report:
+        """Sync while others write too, so that what the run did cannot be told from what they did."""
+        return await sync_data(self.database, self.source, **options)
+
+    @asynccontextmanager
+    async def syncing(self, content: Content, **options: Any) -> AsyncIterator[asyncio.Task[Report]]:
+        """Start a run, halt it when it has read the fingerprints and half of the answer, and let it end afterwards.
+
+        A run that fetches again gets its answer at once.
+        """
+        body = content if isinstance(content, bytes) else dump(content)
+        padded = b" " * PADDING + body
+        self.served = body
+        self.feed.answers = [Answer(body=padded, fault=Stall(at=PADDING + len(body) // 2)), Answer(body=padded)]
+        reading = asyncio.Event()
+        run = asyncio.create_task(self.sync_unaccounted(on_progress=lambda _: reading.set(), **options))
+        try:
+            await reading.wait()
+            yield run
+        finally:
+            self.feed.released.set()
+            await asyncio.wait([run])
 
     async def check(self, snapshot: Content | None = None, *, kept: Iterable[Mapping[str, Any]] = ()) -> None:
         """Assert that the live rows are the snapshot's records and those `kept`, and that another run writes nothing.

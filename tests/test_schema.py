@@ -9,7 +9,6 @@ import sqlalchemy as sa
 
 from errors import SchemaConflict
 from models import BOOKKEEPING, Counts, MyData, map_my_data
-from sync import sync_data
 from tests.engine import Engine
 
 ONE = [{"id": 1, "name": "one"}]
@@ -317,7 +316,7 @@ class TestExistingTables:
         engine.serve(ONE)
         before = await engine.stored()
         with pytest.raises(SchemaConflict, match="several rows with the same key"):
-            await sync_data(engine.database, engine.source)
+            await engine.sync_unaccounted()
         assert await engine.stored() == before
 
     async def test_a_table_with_rows_but_without_the_key_is_a_conflict(self, engine: Engine) -> None:
@@ -332,7 +331,7 @@ class TestExistingTables:
         await engine.edit(f"CREATE {kind} {{table}} AS SELECT 1::bigint AS id, 'x' AS name")
         engine.serve(ONE)
         with pytest.raises(SchemaConflict, match="is not a table"):
-            await sync_data(engine.database, engine.source)
+            await engine.sync_unaccounted()
 
     async def test_a_partitioned_table_can_be_a_mirror(self, engine: Engine) -> None:
         """Rows may live in partitions."""
