@@ -50,6 +50,8 @@ class Database:
             "jit": "off",
             # A run joins few records to many rows; with the default, the planner reads all rows to find them.
             "random_page_cost": "1.1",
+            # Where it joins many to many, hash tables that fit into memory keep the order of the rows on disk.
+            "work_mem": "64MB",
         }
 
     @classmethod
