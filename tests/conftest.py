@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
+import structlog
 
 from store import Database, migrations
 from tests.engine import Engine, open_engine
 from tests.feed_server import FeedServer
 from tests.postgres import fresh_database, postgres_server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_logs() -> None:
+    """Log plainly until a test sets logging up: the tracebacks that structlog draws by default take half a second."""
+    renderer = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, renderer]
+    )
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
