@@ -120,7 +120,6 @@ def may_be_conditional(mirror: Mirror, source: Source) -> bool:
 def _unmodified(mirror: Mirror, source: Source, spool: Spool) -> Gathered:
     gathered = _nothing_yet(mirror, KnownFingerprints.none(), spool, source, trusted=True)
     gathered.not_modified = True
-    gathered.records = mirror.state.live_rows
     return gathered
 
 

@@ -13,7 +13,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from applying import FetchAll, apply
-from deciding import Order, Outcome
+from deciding import Order, Outcome, total
 from errors import DatabaseBlocked, DatabaseError, DatabaseUnavailable, LockstepError, RunInterrupted
 from gathering import Gathered, OnProgress, gather
 from models import KEPT_PROBLEMS, Counts, Plan, Report, RunStatus, Source, Verification
@@ -152,11 +152,20 @@ class _Run:
                 trust_fingerprints=trust,
                 on_progress=self._on_progress,
             )
+            if gathered.not_modified:
+                return await self._leave(gathered)
             try:
                 return await self._apply(gathered, order)
             except FetchAll:
                 log.info("fetching_again", reason="the mirror has moved, so records are compared by value")
         raise AssertionError("without fingerprints, nothing asks to fetch again")
+
+    async def _leave(self, gathered: Gathered) -> Report:
+        """Close the run: the source has not changed, and nobody had written to the mirror when it was asked."""
+        live = gathered.mirror.state.live_rows
+        report = self._report(gathered, Outcome(counts=total(Counts(records=live)), live_rows=live))
+        await runs.finish_run(self._database, report)
+        return report
 
     async def _apply(self, gathered: Gathered, order: Order) -> Report:
         """Apply and close the run in one transaction; read the outcome back if the database's answer got lost."""
