@@ -11,11 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from columns import Column, adopt
 from deciding import Order, Outcome, decide_columns, feed_digest, reason_to_hold, should_switch_to_canonical, total
-from errors import DatabaseContended, PlanStale, SchemaConflict, SourceInvalid
+from errors import DatabaseContended, PlanStale, SchemaConflict, SourceInvalid, SourcePaused
 from gathering import Gathered
 from models import KEPT_DIFFERENCES, KEPT_PROBLEMS, Counts, Problem, Source, Validators
 from rows import RowDecoder
-from store import mirrors, runs
+from store import mirrors, runs, shapes
 from store.database import Database
 from store.journal import lock_journal
 from store.mirrors import Mirror
@@ -68,7 +68,7 @@ async def apply(
             async with database.transaction(isolation="REPEATABLE READ", run=order.run) as session:
                 if order.run is not None:
                     await runs.lock_run(session, order.run)
-                mirror = await _read_again(session, source, gathered)
+                mirror = await _read_again(session, source, gathered, order)
                 columns = columns or _first_columns(mirror, gathered.inference.columns())
                 application = _Application(session, source, gathered, order, mirror, columns)
                 outcome = await application.carry_out(straight=straight)
@@ -88,10 +88,12 @@ async def apply(
             await asyncio.sleep(CONTENTION_WAIT_SECONDS * 2**contentions)
 
 
-async def _read_again(session: AsyncSession, source: Source, gathered: Gathered) -> Mirror:
+async def _read_again(session: AsyncSession, source: Source, gathered: Gathered, order: Order) -> Mirror:
     """Read the mirror as this transaction sees it; what was compared by fingerprint must not have moved since."""
     before = gathered.mirror
     mirror = await mirrors.select_mirror(session, source)
+    if order.run is not None and mirror.pause:
+        raise SourcePaused(source=source.name, since=mirror.pause.since, reason=mirror.pause.reason)
     moved = (
         mirror.foreign_writes != before.foreign_writes
         or mirror.watched != before.watched
@@ -140,7 +142,7 @@ class _Application:
     async def carry_out(self, *, straight: bool) -> Outcome:
         """Do all of it; `straight` says that the mirror is empty, so that records need not be staged."""
         nothing_to_keep = not self._gathered.spool.records and not self._mirror.has_rows
-        if self._gathered.not_modified or self._gathered.is_unchanged or nothing_to_keep:
+        if self._gathered.is_unchanged or nothing_to_keep:
             await self._leave_as_it_is()
         elif straight and (self._mirror.has_rows or any(fit_for(each.sql_type).by_cast for each in self._columns)):
             raise _StageFirst
@@ -151,21 +153,22 @@ class _Application:
         return self._outcome
 
     async def _leave_as_it_is(self) -> None:
+        self._demand_plan(NOTHING)
         live = self._gathered.live_rows
-        self._outcome.live_rows = self._mirror.state.live_rows if live is None or self._gathered.not_modified else live
+        self._outcome.live_rows = self._mirror.state.live_rows if live is None else live
         self._outcome.counts = self._counts({}, duplicates=self._gathered.repeated, held=0)
         if self._order.run is None:
             self._outcome.hash = NOTHING
-        elif self._gathered.is_unchanged and not self._gathered.not_modified:
+        elif self._gathered.is_unchanged:
             await self._write_state()
 
     async def _load_straight(self) -> None:
         """Copy the records into the empty mirror; its key is added afterwards, which is faster and finds duplicates."""
         is_new = not self._mirror.exists
         if is_new:
-            await mirrors.create_mirror(self._session, self._mirror, self._columns, keyed=False)
+            await shapes.create_mirror(self._session, self._mirror, self._columns, keyed=False)
         else:
-            await mirrors.alter_mirror(self._session, self._mirror, self._columns)
+            await shapes.alter_mirror(self._session, self._mirror, self._columns)
         created = await mirrors.copy_into(
             self._session, self._mirror, self._columns, self._decoder.rows(self._gathered.spool, positions=False)
         )
@@ -175,7 +178,7 @@ class _Application:
         if not created:
             raise self._nothing_fits()
         if is_new:
-            await mirrors.create_primary_key(self._session, self._mirror)
+            await shapes.create_primary_key(self._session, self._mirror)
         self._protect_rejected()
         self._outcome.first_load = True
         self._outcome.counts = self._counts({"created": created}, duplicates=0, held=0)
@@ -201,8 +204,8 @@ class _Application:
             self._outcome.hash = await staging.hash(self._session)
             self._outcome.differences = await staging.select(self._session, KEPT_DIFFERENCES)
             return
-        if self._order.plan not in (None, await self._hash_if_planned(staging)):
-            raise PlanStale("The source or the mirror has changed since the plan was made.")
+        if self._order.plan is not None:
+            self._demand_plan(await staging.hash(self._session))
         await self._write(staging, changes)
 
     async def _stage(self) -> Staging:
@@ -298,15 +301,17 @@ class _Application:
             )
         )
 
-    async def _hash_if_planned(self, staging: Staging) -> str | None:
-        return None if self._order.plan is None else await staging.hash(self._session)
+    def _demand_plan(self, planned: str) -> None:
+        """Refuse to go on unless this is the plan that may be applied, if only one may."""
+        if self._order.plan not in (None, planned):
+            raise PlanStale("The source or the mirror has changed since the plan was made.")
 
     async def _write(self, staging: Staging, changes: dict[str, int]) -> None:
         """Bring table and rows into their new shape, and journal it."""
         if not self._mirror.exists:
-            await mirrors.create_mirror(self._session, self._mirror, self._columns, keyed=True)
+            await shapes.create_mirror(self._session, self._mirror, self._columns, keyed=True)
         else:
-            await mirrors.alter_mirror(self._session, self._mirror, self._columns)
+            await shapes.alter_mirror(self._session, self._mirror, self._columns)
         await staging.apply(self._session, changes)
         kind_changed = self._mirror.state.stored_kind != self._mirror.state.fingerprint_kind
         if self._gathered.without_fingerprint or not self._gathered.trusted:
@@ -343,7 +348,7 @@ class _Application:
     async def _watch(self) -> bool:
         if self._mirror.watched and set(self._columns) == set(self._mirror.columns):
             return True
-        watched = await mirrors.watch(self._session, self._mirror, self._columns)
+        watched = await shapes.watch(self._session, self._mirror, self._columns)
         if not watched and self._mirror.may_watch:
             log.warning("triggers_refused", table=self._mirror.name, consequence="a 304 is never relied on")
         return watched
