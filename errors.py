@@ -18,11 +18,16 @@ LockstepError
 │   └── DatabaseRefused       it refused: rights, space, limits, a constraint
 ├── RunError                  the run itself could not go on
 │   ├── MirrorBusy            another run of the same mirror is under way
+│   ├── SourcePaused          the source is paused, so that nothing is synced until it is resumed
+│   ├── UndoRefused           a run's changes cannot be taken back
 │   ├── PlanStale             the plan that was to be applied is not the plan any more
 │   ├── SpoolFailed           the temporary file of a run could not be written
 │   ├── ApprovalRefused       there is no hold that this approval could release
 │   └── RunInterrupted        the run was stopped before it could finish
 ├── NotAuthorized             the caller did not prove who it is
+├── ScopeMissing              the caller may not do this
+├── TooManyAttempts           somebody tried to sign in too often
+├── GrantRefused              a request for an access token cannot be granted
 ├── CrossSiteRefused          a page of another site tried to use its visitor's rights
 ├── NotFound                  what was asked for does not exist
 └── BadRequest                the request itself is malformed
@@ -186,6 +191,26 @@ class MirrorBusy(RunError):
         self.since = since
 
 
+class SourcePaused(RunError):
+    """The source is paused, so that nothing is synced until it is resumed."""
+
+    code = "paused"
+
+    def __init__(self, *, source: str, since: datetime, reason: str) -> None:
+        super().__init__(
+            f"{source} has been paused since {since:%Y-%m-%d %H:%M:%S} UTC: {reason}.",
+            remedy="Nothing was written; dry runs and verify still work. When the source is right again, resume it"
+            f" with python cli.py resume or POST /sources/{source}/resume, then sync.",
+        )
+
+
+class UndoRefused(RunError):
+    """A run's changes cannot be taken back."""
+
+    code = "undo_refused"
+    default_remedy = "Nothing was written."
+
+
 class PlanStale(RunError):
     """The plan that was to be applied is not the plan any more."""
 
@@ -218,7 +243,45 @@ class NotAuthorized(LockstepError):
     """The caller did not prove who it is."""
 
     code = "not_authorized"
-    default_remedy = "Send the secret key in the header Authorization: Bearer."
+    default_remedy = (
+        "Send the header Authorization: Bearer with a token of POST /auth/token or of "
+        "python cli.py token create, or with the secret key."
+    )
+
+    def __init__(self, cause: str, *, token_given: bool = False) -> None:
+        super().__init__(cause)
+        self.token_given = token_given
+
+
+class ScopeMissing(LockstepError):
+    """The caller may not do this."""
+
+    code = "insufficient_scope"
+
+    def __init__(self, cause: str, *, scope: str) -> None:
+        super().__init__(cause, remedy=f"Use a token with the scope {scope}, or with the scope admin.")
+        self.scope = scope
+
+
+class TooManyAttempts(LockstepError):
+    """Somebody tried to sign in too often."""
+
+    code = "too_many_attempts"
+    default_remedy = "Wait as long as Retry-After says, then try again."
+
+    def __init__(self, cause: str, *, retry_after_seconds: float) -> None:
+        super().__init__(cause)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class GrantRefused(LockstepError):
+    """A request for an access token cannot be granted."""
+
+    default_remedy = "See docs/security.md for what to send."
+
+    def __init__(self, code: str, cause: str) -> None:
+        super().__init__(cause)
+        self.code = code
 
 
 class CrossSiteRefused(LockstepError):

@@ -44,6 +44,10 @@ RUNS_REAPED = "runs_reaped"
 REQUEST_HANDLED = "request_handled"
 REQUEST_REFUSED = "request_refused"
 REQUEST_FAILED = "request_failed"
+SIGNED_IN = "signed_in"
+SIGN_IN_REFUSED = "sign_in_refused"
+ACCESS_CHANGED = "access_changed"
+SECRET_KEY_SHORT = "secret_key_short"  # noqa: S105 (the name of an event)
 UNCAUGHT_ERROR = "uncaught_error"
 
 HIDDEN = "***"
@@ -63,6 +67,8 @@ _PATTERNS = (
         rf"\1{HIDDEN}",
     ),
     (re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/\-]{6,}=*"), rf"\1 {HIDDEN}"),
+    # Service tokens and JSON web tokens, wherever they were put by mistake.
+    (re.compile(r"(?<![\w\-])(?:ls_[\w\-]{20,}|eyJ[\w\-]{8,}\.[\w\-]+\.[\w\-]*)"), HIDDEN),
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]|[\ud800-\udfff]")
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from alembic import context
 
+import access  # noqa: F401 (its tables join those of the models)
 from models import SERVICE_SCHEMA, ServiceBase
 
 
