@@ -16,19 +16,23 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 import telemetry
 from columns import declared_type
-from config import SAMPLE_PATH, Settings, load_settings
+from config import SAMPLE_PATH, Settings, is_loopback, load_settings
 from errors import BadRequest, LockstepError, SettingError
 from models import Source
 from store.database import Database
 from store.embedded import EmbeddedServer
-from web import auth, health, parameters, runs
+from web import auth, bodies, headers, health, parameters, runs
 from web.answers import answer, error_answer, http_error_answer, plan_content, report_answer, unexpected_error_answer
 from web.sample import pinned, sample_blueprint
 from web.service import GivenServer, Server, Service, current_service
 from web.serving import WRONG_SETTING, bind, run_loop, serve_process, supervise
+from web.sign_in import SignInRules, sign_in_blueprint
 
 MAX_REQUEST_BYTES = 64 * 2**10
-"""No request needs a body; one that is larger is refused."""
+"""No request needs much of a body; one that is larger, or becomes larger when it is decompressed, is refused."""
+
+SHORT_SECRET_KEY = 32
+"""Characters; a key that is shorter might be guessed, and then access tokens forged."""
 
 QUIET_ENDPOINTS = frozenset({"health.live", "health.ready"})
 """Asked every few seconds by whoever watches the service: logged at DEBUG only."""
@@ -47,12 +51,13 @@ async def sync_data() -> Response:
     """Bring the mirror in step with its source, or say with `?dry_run=1` what that would change."""
     if request.method == "HEAD":
         raise MethodNotAllowed(valid_methods=["GET", "POST"])
-    await request.get_data()
     parameters.only("dry_run", "plan", "approve")
     dry_run, plan = parameters.flag("dry_run"), parameters.plan_hash("plan")
     approve = parameters.whole_number("approve")
     if dry_run and (plan or approve):
         raise BadRequest("A dry run neither applies a plan nor approves a hold.")
+    if approve:
+        auth.require("admin")  # the guard exists because nobody but a person should decide this
     try:
         if dry_run:
             return answer(plan_content(await current_service().plan()))
@@ -61,10 +66,9 @@ async def sync_data() -> Response:
         return error_answer(exc, of_run=True)
 
 
-def create_app(settings: Settings) -> Quart:
+def create_app(settings: Settings, *, sign_in_rules: SignInRules | None = None) -> Quart:
     """Return the application; it reaches its database when it is served, and serves before that is reached."""
     app = Quart("lockstep", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = MAX_REQUEST_BYTES
     service = create_service(settings)
     app.extensions["lockstep"] = service
     app.before_serving(service.open)
@@ -75,8 +79,12 @@ def create_app(settings: Settings) -> Quart:
     app.register_blueprint(runs.blueprint)
     if settings.uses_sample:
         app.register_blueprint(sample_blueprint(path=SAMPLE_PATH, data_dir=settings.data_dir))
+    keys = access_keys(settings)
+    app.register_blueprint(sign_in_blueprint(keys, sign_in_rules or SignInRules()))
     _log_requests(app)
-    auth.guard(app, secret_key=_secret_for_callers(settings))
+    headers.harden(app)
+    auth.guard(app, keys=keys, is_loopback=is_loopback)
+    bodies.read_all(app, most_bytes=MAX_REQUEST_BYTES)
     _answer_errors(app)
     return app
 
@@ -120,10 +128,12 @@ def connect(settings: Settings, url: str) -> Database:
     )
 
 
-def _secret_for_callers(settings: Settings) -> str | None:
+def access_keys(settings: Settings) -> auth.Keys | None:
+    """Return what callers are known by, or None where nobody but this machine can call."""
     if not settings.needs_secret or settings.secret_key is None:
         return None
-    return settings.secret_key.get_secret_value()
+    secret_key = settings.secret_key.get_secret_value()
+    return auth.Keys.of(secret_key, token_lifetime_seconds=settings.token_lifetime_seconds)
 
 
 def _log_requests(app: Quart) -> None:
@@ -177,6 +187,7 @@ def serve(settings: Settings, *, alongside: Alongside | None = None) -> int:
     checked_source(settings)
     listener = bind(settings.host, settings.port)
     log.info(telemetry.SERVICE_STARTED, url=settings.base_url, workers=settings.workers_count, pid=os.getpid())
+    _warn_of_short_key(settings)
     if settings.workers_count == 1:
         return run_loop(_serve_here(settings, listener, alongside=alongside))
     command = [sys.executable, str(Path(__file__).resolve()), "--worker"]
@@ -188,6 +199,14 @@ def serve(settings: Settings, *, alongside: Alongside | None = None) -> int:
             alongside=_alongside_workers(settings, alongside) if alongside else None,
         )
     )
+
+
+def _warn_of_short_key(settings: Settings) -> None:
+    if settings.secret_key is not None and len(settings.secret_key.get_secret_value()) < SHORT_SECRET_KEY:
+        log.warning(
+            telemetry.SECRET_KEY_SHORT,
+            remedy=f"Make SECRET_KEY at least {SHORT_SECRET_KEY} random characters, as openssl rand -hex 32 does.",
+        )
 
 
 async def _serve_here(
@@ -228,6 +247,7 @@ def main() -> None:
 
 def run_reporting_errors(start: Callable[[Settings], int]) -> int:
     """Load the settings and start; say on standard error, without a traceback, what keeps the service from starting."""
+    telemetry.setup_logging(log_file=None)  # until the settings are known; structlog's own set-up shows local variables
     try:
         return start(load_settings())
     except LockstepError as exc:

@@ -6,7 +6,6 @@ wrong; 3 it failed, and the reason was said; 130 interrupted.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -14,7 +13,6 @@ from contextlib import asynccontextmanager, contextmanager, nullcontext
 
 import click
 from quart import Quart
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 from rich.table import Table
 from rich.text import Text
@@ -22,28 +20,23 @@ from sqlalchemy.engine import make_url
 
 import app
 import sync as engine
-import telemetry
-from config import SAMPLE_PATH, Settings, load_settings
+from cli_access import token, user
+from cli_support import DIFFERENT, DONE, done, errors_output, output, reporting, safe, show_error, with_database
+from config import SAMPLE_PATH, Settings
 from errors import LockstepError, SettingError
 from models import Counts, Difference, Problem, Report, Source
 from models import Progress as FetchProgress
 from store import migrations
 from store.database import Database
-from store.runs import reap_stale_runs
 from web.sample import pinned, sample_blueprint
 from web.service import Service
-from web.serving import bind, run_loop, serve_for_now, stop_on_signals
+from web.serving import bind, serve_for_now
 
-DONE, DIFFERENT, WRONG, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 SHOWN_FIELDS = 3
 """How many fields of one difference are worth a line on the screen."""
 ALWAYS_SHOWN = frozenset({"records", "created", "updated", "restored", "deleted", "unchanged"})
 
 OnProgress = Callable[[FetchProgress], None]
-
-log = telemetry.get_logger(__name__)
-output = Console(highlight=False)
-errors_output = Console(stderr=True, highlight=False)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,7 +48,7 @@ def cli() -> None:
 @click.option("--first-sync", is_flag=True, help="Sync once after the start, and say what to try next.")
 def serve(first_sync: bool) -> None:
     """Serve HTTP until SIGTERM or Ctrl-C."""
-    sys.exit(_reporting(lambda settings: app.serve(settings, alongside=_first_sync(settings) if first_sync else None)))
+    sys.exit(reporting(lambda settings: app.serve(settings, alongside=_first_sync(settings) if first_sync else None)))
 
 
 @cli.command()
@@ -72,7 +65,7 @@ def sync(approve: int | None, plan: str | None) -> None:
         show_report(report)
         return DIFFERENT if report.status == "held" else DONE
 
-    sys.exit(_reporting(lambda settings: _with_source(settings, work)))
+    sys.exit(reporting(lambda settings: _with_source(settings, work)))
 
 
 @cli.command()
@@ -89,7 +82,7 @@ def plan() -> None:
         output.print(Text(f"Apply it with: python cli.py sync --plan {found.hash}"))
         return DONE
 
-    sys.exit(_reporting(lambda settings: _with_source(settings, work)))
+    sys.exit(reporting(lambda settings: _with_source(settings, work)))
 
 
 @cli.command()
@@ -113,7 +106,7 @@ def verify(repair: bool) -> None:
         )
         return DONE if found.exact else DIFFERENT
 
-    sys.exit(_reporting(lambda settings: _with_source(settings, work)))
+    sys.exit(reporting(lambda settings: _with_source(settings, work)))
 
 
 @cli.group(invoke_without_command=True)
@@ -127,9 +120,7 @@ def migrate(context: click.Context) -> None:
 @migrate.command()
 def up() -> None:
     """Bring the tables to the newest version."""
-    sys.exit(
-        _reporting(lambda settings: _with_database(settings, lambda _database: _done("The tables are up to date.")))
-    )
+    sys.exit(reporting(lambda settings: with_database(settings, lambda _database: done("The tables are up to date."))))
 
 
 @migrate.command()
@@ -139,9 +130,9 @@ def down(revision: str) -> None:
 
     async def work(database: Database) -> int:
         await migrations.downgrade(database, revision)
-        return await _done(f"The tables are at {revision}.")
+        return await done(f"The tables are at {revision}.")
 
-    sys.exit(_reporting(lambda settings: _with_database(settings, work, upgrade=False)))
+    sys.exit(reporting(lambda settings: with_database(settings, work, upgrade=False)))
 
 
 @migrate.command()
@@ -151,84 +142,9 @@ def new(message: str) -> None:
 
     async def work(database: Database) -> int:
         await migrations.revision(database, message, autogenerate=True)
-        return await _done("The migration is written. Read it before it is used.")
+        return await done("The migration is written. Read it before it is used.")
 
-    sys.exit(_reporting(lambda settings: _with_database(settings, work)))
-
-
-async def _done(message: str) -> int:
-    output.print(Text(message))
-    return DONE
-
-
-def _reporting(work: Callable[[Settings], int]) -> int:
-    """Do `work` with the settings, and say what went wrong in words; the log has the traceback."""
-    try:
-        return work(load_settings())
-    except SettingError as exc:
-        _show_error(exc)
-        return WRONG
-    except LockstepError as exc:
-        _show_error(exc)
-        return FAILED
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except Exception:
-        log.exception(telemetry.UNCAUGHT_ERROR)
-        errors_output.print(
-            Text("Something went wrong that should not. ", style="bold red") + LockstepError.default_remedy
-        )
-        return FAILED
-
-
-def _show_error(error: LockstepError) -> None:
-    run = getattr(error, "run", None)
-    errors_output.print(Text(f"Run {run}: " if run else "") + _safe(error.cause), style="bold red")
-    errors_output.print(_safe(error.remedy))
-
-
-def _safe(value: object) -> Text:
-    """Return text of foreign origin with no secret, no escape sequence and no markup in it."""
-    return Text(telemetry.escape(telemetry.redact(str(value))))
-
-
-def _with_database(settings: Settings, work: Callable[[Database], Awaitable[int]], *, upgrade: bool = True) -> int:
-    """Reach the database, bring its tables up to date unless told otherwise, and do `work`."""
-    app.set_up_logging(settings, console=False)  # the screen is for the result; app.log has every line
-
-    async def reach() -> int:
-        async with _database(settings, upgrade=upgrade) as database:
-            return await _until_signal(work(database))
-
-    return run_loop(reach())
-
-
-@asynccontextmanager
-async def _database(settings: Settings, *, upgrade: bool) -> AsyncIterator[Database]:
-    server = app.database_server(settings)
-    try:
-        database = app.connect(settings, await server.start())
-        try:
-            await database.ping()
-            if upgrade:
-                await migrations.upgrade(database)
-                await reap_stale_runs(database)
-            yield database
-        finally:
-            await database.close()
-    finally:
-        await server.stop()
-
-
-async def _until_signal(work: Awaitable[int]) -> int:
-    """Await `work`; a signal cancels it, so that it can roll back and record that it was interrupted."""
-    stop, task = asyncio.create_task(stop_on_signals().wait()), asyncio.ensure_future(work)
-    await asyncio.wait({stop, task}, return_when=asyncio.FIRST_COMPLETED)
-    stop.cancel()
-    if not task.done():
-        task.cancel()
-        await asyncio.wait({task})
-    return INTERRUPTED if task.cancelled() else task.result()
+    sys.exit(reporting(lambda settings: with_database(settings, work)))
 
 
 def _with_source(settings: Settings, work: Callable[[Settings, Database, Source], Awaitable[int]]) -> int:
@@ -239,7 +155,7 @@ def _with_source(settings: Settings, work: Callable[[Settings, Database, Source]
         async with _sample_served(settings) if settings.uses_sample else nullcontext():
             return await work(settings, database, source)
 
-    return _with_database(settings, fetch)
+    return with_database(settings, fetch)
 
 
 @asynccontextmanager
@@ -268,7 +184,7 @@ def _first_sync(settings: Settings) -> app.Alongside:
                 )
                 show_report(await service.sync())
         except LockstepError as exc:
-            _show_error(exc)
+            show_error(exc)
         _show_next_steps(settings, service)
 
     return first
@@ -303,7 +219,7 @@ def show_report(report: Report) -> None:
 
 
 def _show_counts(title: str, counts: Counts) -> None:
-    table = Table(title=_safe(title), title_justify="left", title_style="bold")
+    table = Table(title=safe(title), title_justify="left", title_style="bold")
     shown = {name: value for name, value in dataclasses.asdict(counts).items() if value or name in ALWAYS_SHOWN}
     for name in shown:
         table.add_column(name, justify="right")
@@ -316,12 +232,12 @@ def _show_differences(differences: Iterable[Difference]) -> None:
         fields = [f"{name}: {old!r} → {new!r}" for name, (old, new) in difference.changes.items()]
         more = f", and {len(fields) - SHOWN_FIELDS} more" if len(fields) > SHOWN_FIELDS else ""
         key = ", ".join(str(value) for value in difference.key.values())
-        output.print(_safe(f"{difference.op:9}{key}  {'; '.join(fields[:SHOWN_FIELDS])}{more}"), soft_wrap=True)
+        output.print(safe(f"{difference.op:9}{key}  {'; '.join(fields[:SHOWN_FIELDS])}{more}"), soft_wrap=True)
 
 
 def _show_problems(problems: Iterable[Problem]) -> None:
     for problem in problems:
-        output.print(_safe(f"{problem.kind} record at position {problem.position}: {problem.reason}"), soft_wrap=True)
+        output.print(safe(f"{problem.kind} record at position {problem.position}: {problem.reason}"), soft_wrap=True)
 
 
 @contextmanager
@@ -342,6 +258,9 @@ def _progress_bar() -> Iterator[OnProgress]:
 
         yield advance
 
+
+cli.add_command(user)
+cli.add_command(token)
 
 if __name__ == "__main__":
     cli()

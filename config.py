@@ -202,6 +202,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Port = 5001
     secret_key: SecretStr | None = Field(None, validation_alias=AliasChoices("secret_key", "app.secret_key"))
+    token_lifetime_seconds: Annotated[int, Field(ge=1, le=86_400)] = 900
     settle_seconds: SecondsOrNone = 1.0
     workers_count: Positive = 1
 
@@ -251,8 +252,8 @@ class Settings(BaseSettings):
 
     @property
     def needs_secret(self) -> bool:
-        """Whether callers must prove that they know the secret key."""
-        return not is_loopback(self.host)
+        """Whether callers must prove who they are."""
+        return self.secret_key is not None
 
     @property
     def pool_size_per_worker(self) -> int:

@@ -75,7 +75,6 @@ async def running_service(database: Database, source_url: str, *, key: str) -> A
             "table_name": MIRROR,
             "HOST": "127.0.0.1",
             "PORT": str(port),
-            "SECRET_KEY": "only-for-this-bench",
             "SETTLE_SECONDS": "0",
             "DATA_DIR": directory,
             "LOG_FILE": str(Path(directory) / "app.log"),

@@ -11,6 +11,10 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+from quart import Quart
+
+from web.service import Service
+from web.serving import bind, serve_for_now
 
 
 @dataclass
@@ -54,3 +58,15 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@asynccontextmanager
+async def served(app: Quart, *, ready: bool = True) -> AsyncIterator[aiohttp.ClientSession]:
+    """Serve the application by hypercorn on a free port, for as long as the block lasts."""
+    listener = bind("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    service: Service = app.extensions["lockstep"]
+    async with serve_for_now(app, listener), aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client:
+        if ready:
+            await service.wait_until_ready()
+        yield client

@@ -10,15 +10,11 @@ from typing import Any
 
 import aiohttp
 import pytest
-from quart import Quart
 from sqlalchemy.engine import make_url
 
 from app import create_app
 from config import Settings, load_settings
-from tests.service import Feed, free_port, get, serve_feed
-from web.auth import OPEN_ENDPOINTS
-from web.service import Service
-from web.serving import bind, serve_for_now
+from tests.service import Feed, free_port, get, serve_feed, served
 
 MEMBERS = [
     "run", "source", "status", "message", "created", "updated", "restored", "deleted", "unchanged", "held", "rejected",
@@ -44,18 +40,6 @@ def make_settings(feed: Feed, database_url: str, tmp_path: Path, monkeypatch: py
         return load_settings(**(usual | given))
 
     return make
-
-
-@asynccontextmanager
-async def served(app: Quart, *, ready: bool = True) -> AsyncIterator[aiohttp.ClientSession]:
-    """Serve the application by hypercorn on a free port, for as long as the block lasts."""
-    listener = bind("127.0.0.1", 0)
-    port = listener.getsockname()[1]
-    service: Service = app.extensions["lockstep"]
-    async with serve_for_now(app, listener), aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client:
-        if ready:
-            await service.wait_until_ready()
-        yield client
 
 
 @pytest.fixture
@@ -313,28 +297,3 @@ async def test_a_database_that_is_away_is_waited_for(make_settings: MakeSettings
             assert await get(client, "/health/ready") == (200, {"status": "ready"})
             assert (await get(client, "/sync_data"))[1]["created"] == 40
             await app.extensions["lockstep"].close()
-
-
-def endpoints(app: Quart) -> list[tuple[str, str]]:
-    return [(rule.endpoint, rule.rule.replace("<int:run>", "1")) for rule in app.url_map.iter_rules()]
-
-
-async def test_every_route_is_open_by_name_or_asks_for_the_secret(make_settings: MakeSettings) -> None:
-    """Reachable from elsewhere, whatever is not listed as open answers 401 without the secret key."""
-    settings = make_settings(host="0.0.0.0", secret_key="hush-hush-hush")  # noqa: S104, S106 (nothing is bound)
-    app = create_app(settings)
-    async with served(app) as client:
-        for endpoint, path in endpoints(app):
-            for given in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic hush-hush-hush"}):
-                async with client.get(path, headers=given) as response:
-                    assert (response.status == 401) is (endpoint not in OPEN_ENDPOINTS), path
-                    if response.status == 401:
-                        assert response.headers["WWW-Authenticate"].startswith("Bearer")
-        status, _ = await get(client, "/sync_data", headers={"Authorization": "Bearer hush-hush-hush"})
-        assert status == 200
-
-
-async def test_on_loopback_nothing_is_asked_for(make_settings: MakeSettings) -> None:
-    """A secret key that is set changes nothing for callers on the same machine."""
-    async with served(create_app(make_settings(secret_key="hush-hush-hush"))) as client:  # noqa: S106
-        assert (await get(client, "/sync_data"))[0] == 200

@@ -13,13 +13,14 @@ from tests.codebase import ROOT, all_files, imports, service_files, unit_of, uni
 MAY_IMPORT = {
     "errors": "",
     "models": "errors",
+    "access": "errors models",
     "config": "errors models",
     "telemetry": "errors models",
     "columns": "errors models telemetry",
     "values": "errors models columns",
     "fingerprints": "errors models columns",
     "spool": "errors models columns",
-    "store": "errors models telemetry columns values fingerprints",
+    "store": "errors models access telemetry columns values fingerprints",
     "sources": "errors models telemetry columns",
     "records": "errors models columns values spool",
     "fast_rows": "errors models columns values spool records",
@@ -31,9 +32,11 @@ MAY_IMPORT = {
         "errors models telemetry columns values fingerprints spool store sources records rows "
         "deciding gathering applying"
     ),
-    "web": "errors models telemetry columns store sources sync",
-    "app": "errors models config telemetry columns store sources sync web",
-    "cli": "errors models config telemetry columns store sources sync web app",
+    "web": "errors models access telemetry columns store sources sync",
+    "app": "errors models access config telemetry columns store sources sync web",
+    "cli_support": "errors models config telemetry store web app",
+    "cli_access": "errors config access telemetry store web cli_support",
+    "cli": "errors models config telemetry columns store sources sync web app cli_support cli_access",
 }
 
 # Libraries that only some units may know.
@@ -42,7 +45,9 @@ CONFINED = {
     "quart": "web app cli",
     "hypercorn": "web app",
     "asyncpg": "store fast_rows",
-    "click": "cli",
+    "click": "cli cli_access",
+    "joserfc": "web",
+    "argon2": "web",
 }
 
 LONGEST_FUNCTION, LONGEST_MODULE = 60, 400

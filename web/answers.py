@@ -36,6 +36,8 @@ HTTP_STATUS: Mapping[type[errors.LockstepError], HTTPStatus] = MappingProxyType(
         errors.ApprovalRefused: HTTPStatus.CONFLICT,
         errors.RunInterrupted: HTTPStatus.SERVICE_UNAVAILABLE,
         errors.NotAuthorized: HTTPStatus.UNAUTHORIZED,
+        errors.ScopeMissing: HTTPStatus.FORBIDDEN,
+        errors.TooManyAttempts: HTTPStatus.TOO_MANY_REQUESTS,
         errors.CrossSiteRefused: HTTPStatus.FORBIDDEN,
         errors.NotFound: HTTPStatus.NOT_FOUND,
         errors.BadRequest: HTTPStatus.BAD_REQUEST,
@@ -96,7 +98,7 @@ def problem(
 
 def error_answer(error: errors.LockstepError, *, of_run: bool = False) -> Response:
     """Return what the caller is told of an error; `of_run` where it ended, or kept from starting, a run."""
-    status = next(status for kind, status in HTTP_STATUS.items() if isinstance(error, kind))
+    status = status_of(error)
     extensions: dict[str, Any] = {}
     if (run := getattr(error, "run", None)) is not None:
         extensions["run"] = run
@@ -115,9 +117,22 @@ def error_answer(error: errors.LockstepError, *, of_run: bool = False) -> Respon
         response.headers["Retry-After"] = str(BUSY_RETRY_SECONDS)
     elif status == HTTPStatus.SERVICE_UNAVAILABLE:
         response.headers["Retry-After"] = str(DATABASE_RETRY_SECONDS)
-    elif status == HTTPStatus.UNAUTHORIZED:
-        response.headers["WWW-Authenticate"] = 'Bearer realm="lockstep"'
+    elif isinstance(error, errors.NotAuthorized | errors.ScopeMissing):
+        response.headers["WWW-Authenticate"] = _challenge(error)
     return response
+
+
+def status_of(error: errors.LockstepError) -> HTTPStatus:
+    """Return the HTTP status for an error."""
+    return next(status for kind, status in HTTP_STATUS.items() if isinstance(error, kind))
+
+
+def _challenge(error: errors.NotAuthorized | errors.ScopeMissing) -> str:
+    """Return what RFC 6750, section 3, has the caller told."""
+    challenge = 'Bearer realm="lockstep"'
+    if isinstance(error, errors.ScopeMissing):
+        return f'{challenge}, error="insufficient_scope", scope="{error.scope}"'
+    return f'{challenge}, error="invalid_token"' if error.token_given else challenge
 
 
 def http_error_answer(error: HTTPException) -> Response:

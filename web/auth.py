@@ -1,36 +1,128 @@
-"""Who may call: everybody on this machine, and from elsewhere whoever knows the secret key."""
+"""Who may call what: every endpoint is open by name, or needs a scope.
+
+Without a secret key the service listens to this machine alone, and whoever is on it may do everything. With one, a
+caller sends `Authorization: Bearer` with an access token (POST /auth/token), a service token (`cli.py token create`),
+or the secret key itself, which may do everything.
+"""
 
 from __future__ import annotations
 
 import hmac
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MappingProxyType
 
-from quart import Quart, request
+from quart import Quart, g, request
 
-from errors import CrossSiteRefused, NotAuthorized
+import telemetry
+from access import SCOPES, TOKEN_PREFIX, Caller, Scope
+from errors import NotAuthorized, ScopeMissing
+from store.access import select_user_by_id, use_token
+from web.access_tokens import AccessTokens, derive_key
+from web.cross_site import refuse_other_names, refuse_other_sites
+from web.service import current_service
 
-OPEN_ENDPOINTS = frozenset({"hello_world", "health.live", "health.ready", "sample.serve_catalogue"})
-"""Endpoints that need no secret: they change nothing and show nothing of the mirror."""
+OPEN_ENDPOINTS = frozenset(
+    {"hello_world", "health.live", "health.ready", "sample.serve_catalogue", "sign_in.issue_token"}
+)
+"""Endpoints for everybody: they change nothing of the mirror, and show nothing of it."""
 
-OWN_SITES = frozenset({"same-origin", "none"})
-"""What a browser says in Sec-Fetch-Site when no page of another site is behind a request."""
+NEEDED_SCOPES: MappingProxyType[str, Scope] = MappingProxyType(
+    {
+        "sync_data": "sync",
+        "runs.list_runs": "read",
+        "runs.show_run": "read",
+        "runs.list_changes": "read",
+    }
+)
+"""What a caller must be allowed by endpoint; one that is not named here needs `admin`."""
+
+THIS_MACHINE = Caller(name="this machine", scopes=frozenset(SCOPES))
+SECRET_KEY_HOLDER = Caller(name="secret key", scopes=frozenset(SCOPES))
 
 
-def guard(app: Quart, *, secret_key: str | None) -> None:
-    """Have endpoints that are not open refuse pages of other sites and, if there is a `secret_key`, who lacks it."""
+@dataclass(frozen=True, kw_only=True)
+class Keys:
+    """What follows from the secret key."""
+
+    digest: bytes
+    """Compared instead of the key itself, so that not even its length can be found out by timing."""
+    tokens: AccessTokens
+    slots: bytes
+    """Keeps those who would block somebody's sign-in from finding out with whom that one shares a slot."""
+
+    @classmethod
+    def of(cls, secret_key: str, *, token_lifetime_seconds: int) -> Keys:
+        """Derive the keys."""
+        return cls(
+            digest=_digest(secret_key.encode()),
+            tokens=AccessTokens(secret_key, lifetime_seconds=token_lifetime_seconds),
+            slots=derive_key(secret_key, "sign-in slots"),
+        )
+
+
+def guard(app: Quart, *, keys: Keys | None, is_loopback: Callable[[str], bool]) -> None:
+    """Have every endpoint that is not open refuse whoever may not call it."""
 
     @app.before_request
     async def refuse_strangers() -> None:
         # An unknown address is answered 404 by the routing, which comes after this.
-        if request.url_rule is None or request.endpoint in OPEN_ENDPOINTS:
+        if request.url_rule is None:
             return
-        if request.headers.get("Sec-Fetch-Site", "none") not in OWN_SITES:
-            raise CrossSiteRefused("The request comes from a page of another site.")
-        if secret_key is not None and not knows(secret_key, request.headers.get("Authorization", "")):
-            raise NotAuthorized("The secret key is missing or wrong.")
+        if request.endpoint not in OPEN_ENDPOINTS or request.method == "POST":
+            refuse_other_sites(request)
+        if request.endpoint in OPEN_ENDPOINTS:
+            return
+        if keys is None:
+            refuse_other_names(request, is_loopback)
+            g.caller = THIS_MACHINE
+            return
+        g.caller = await identify(keys)
+        telemetry.bind(caller=g.caller.name)
+        require(NEEDED_SCOPES.get(request.endpoint or "", "admin"))
 
 
-def knows(secret_key: str, authorization: str) -> bool:
-    """Tell, in the same time for every wrong key, whether the header Authorization carries the secret key."""
-    scheme, _, given = authorization.partition(" ")
-    matches = hmac.compare_digest(given.strip().encode(), secret_key.encode())
-    return matches and scheme.lower() == "bearer"
+def require(scope: Scope) -> None:
+    """Raise ScopeMissing unless the caller of the current request may do what needs `scope`."""
+    caller: Caller = g.caller
+    if not caller.may(scope):
+        raise ScopeMissing(f"This needs the scope {scope}.", scope=scope)
+
+
+async def identify(keys: Keys) -> Caller:
+    """Return the caller of the current request; raise NotAuthorized if it does not prove who it is."""
+    token = _bearer()
+    if hmac.compare_digest(_digest(token.encode("latin-1", "replace")), keys.digest):
+        return SECRET_KEY_HOLDER
+    found = await (_holder(token) if token.startswith(TOKEN_PREFIX) else _signed_in(keys.tokens, token))
+    if found is None:
+        raise NotAuthorized("The token is not valid, or not valid any more.", token_given=True)
+    return found
+
+
+def _bearer() -> str:
+    """Return what the header Authorization carries; a token anywhere else counts for nothing."""
+    given = request.headers.getlist("Authorization")
+    scheme, _, token = given[0].partition(" ") if given else ("", "", "")
+    if len(given) != 1 or scheme.lower() != "bearer" or not token.strip():
+        raise NotAuthorized("This needs a token.")
+    return token.strip()
+
+
+async def _holder(token: str) -> Caller | None:
+    known = await use_token(current_service().database, token)
+    return Caller(name=f"token {known.id}", scopes=known.scopes) if known else None
+
+
+async def _signed_in(tokens: AccessTokens, token: str) -> Caller | None:
+    """Return the user, who must still be there, and may do no more than the token says and the user still may."""
+    user_id, scopes = tokens.read(token)
+    user = await select_user_by_id(current_service().database, user_id)
+    if user is None:
+        return None
+    allowed = Caller(name=user.name, scopes=user.scopes)
+    return Caller(name=user.name, scopes=frozenset(scope for scope in scopes if allowed.may(scope)))
+
+
+def _digest(secret: bytes) -> bytes:
+    return hmac.digest(b"lockstep", secret, "sha256")
