@@ -56,6 +56,8 @@ class Source:
     max_body_bytes: int = 16 * 2**30
     """Cap on the decompressed body."""
     max_record_bytes: int = 16 * 2**20
+    purge_after_days: float | None = None
+    """How old a tombstone may grow before a run that ended well removes it; None keeps all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,14 @@ class Validators:
 
     def __bool__(self) -> bool:
         return bool(self.etag or self.last_modified)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pause:
+    """Why a source may not be synced for the time being."""
+
+    since: datetime
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +136,8 @@ class Report:
     not_modified: bool = False
     approves: int | None = None
     """The held run whose deletions this run was allowed to carry out."""
+    undoes: int | None = None
+    """The run whose changes this run took back."""
     error: str | None = None
     """The code of the error that ended the run; see errors.py."""
     cause: str | None = None
@@ -237,6 +249,7 @@ class RunRow(ServiceBase):
     first_load: Mapped[bool] = mapped_column(sa.Boolean, server_default=sa.false())
     not_modified: Mapped[bool] = mapped_column(sa.Boolean, server_default=sa.false())
     approves: Mapped[int | None] = mapped_column(sa.BigInteger)
+    undoes: Mapped[int | None] = mapped_column(sa.BigInteger)
     error: Mapped[str | None] = mapped_column(sa.Text)
     cause: Mapped[str | None] = mapped_column(sa.Text)
     remedy: Mapped[str | None] = mapped_column(sa.Text)
@@ -274,6 +287,8 @@ class MirrorRow(ServiceBase):
     """Whether triggers tell of foreign writes; without them, no 304 can be trusted."""
     live_rows: Mapped[int] = mapped_column(sa.BigInteger, server_default="0")
     last_run: Mapped[int | None] = mapped_column(sa.BigInteger)
+    paused_since: Mapped[datetime | None] = mapped_column(Timestamp)
+    pause_reason: Mapped[str | None] = mapped_column(sa.Text)
 
     __table_args__ = (
         sa.CheckConstraint("fingerprint_kind IN ('raw', 'canonical')", name="fingerprint_kind"),
@@ -306,6 +321,12 @@ class ChangeRow(ServiceBase):
     __table_args__ = (
         sa.CheckConstraint("op IN ('created', 'updated', 'restored', 'deleted')", name="op"),
         sa.Index("changes_run_idx", "run"),
+        sa.Index(
+            "changes_key_idx",
+            sa.text("jsonb_hash_extended(key, 0) int8_bloom_ops (n_distinct_per_range = 2500)"),
+            postgresql_using="brin",
+            postgresql_with={"pages_per_range": 32, "autosummarize": "on"},
+        ),
     )
 
 

@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Literal
-from uuid import uuid4
 
 import asyncpg
 import sqlalchemy as sa
@@ -78,7 +77,8 @@ class Database:
                 "timeout": CONNECT_TIMEOUT_SECONDS,
                 "statement_cache_size": 0,
                 "prepared_statement_cache_size": 0,
-                "prepared_statement_name_func": lambda: f"lockstep_{uuid4().hex}",
+                # Nameless, for behind a pooler a name is left on one connection while its release goes to another.
+                "prepared_statement_name_func": lambda: "",
                 "server_settings": {"application_name": "lockstep"},
             },
         )
@@ -162,6 +162,12 @@ def translate(error: BaseException) -> DatabaseError:
 def sqlstate(error: BaseException) -> str:
     """Return the SQLSTATE of a driver's error, or of the one that SQLAlchemy wrapped; empty if it has none."""
     return getattr(_original(error), "sqlstate", None) or ""
+
+
+def detail(error: BaseException) -> str:
+    """Return on one line what the database says about an error beyond its message, or else that."""
+    original = _original(error)
+    return " ".join(str(getattr(original, "detail", None) or _first_line(original)).rstrip(".").splitlines())
 
 
 def _original(error: BaseException) -> BaseException:

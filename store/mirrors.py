@@ -1,4 +1,4 @@
-"""Mirrors: what their tables look like, how they are made and changed, and what they hold."""
+"""Mirrors: what their tables look like, what they hold, and what the last run left behind."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import asyncpg, insert
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.schema import CreateColumn, CreateTable
 
-from columns import JSONB, NUMERIC, TEXT, TIMESTAMPTZ, Column, column_name
+from columns import Column, column_name
 from errors import NotFound, SchemaConflict
 from fingerprints import KnownFingerprints
 from models import (
@@ -23,21 +22,20 @@ from models import (
     ForeignWriteRow,
     MirrorRow,
     MyData,
+    Pause,
     Source,
-    SqlType,
     Validators,
-    bookkeeping_columns,
     map_my_data,
     mirror_table,
 )
-from store.database import Database, driver_connection, sqlstate
-from store.triggers import TRIGGERS, create_triggers
+from store.database import Database, driver_connection
+from store.triggers import TRIGGERS
+from store.views import LIVE_VIEW, LiveView, live_comment, live_name
 
 NO_FINGERPRINT = "00000000-0000-0000-0000-000000000000"
 """Stands for a missing fingerprint in a copy, so that all rows of the copy are of one size."""
 
-_dialect = asyncpg.dialect()  # type: ignore[no-untyped-call] # SQLAlchemy leaves it untyped
-_quote = _dialect.identifier_preparer.quote
+_quote = asyncpg.dialect().identifier_preparer.quote  # type: ignore[no-untyped-call] # SQLAlchemy leaves it untyped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +62,9 @@ class Mirror:
     """False where triggers were refused before."""
     state: MirrorState
     foreign_writes: frozenset[int]
+    live_view: LiveView
+    pause: Pause | None
+    """Set while the source may not be synced."""
 
     @property
     def signature(self) -> str:
@@ -122,7 +123,7 @@ def mirror_name(source: Source) -> str:
     return f"{source.db_schema}.{source.table}"
 
 
-CATALOG = sa.text("""
+TABLE = """
     SELECT c.relkind::text AS relkind,
            (SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_attribute a
              WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS names,
@@ -137,33 +138,51 @@ CATALOG = sa.text("""
                            WHERE a.attrelid = c.oid AND a.attnum = ANY (i.indkey)) = CAST(:key AS text[])) AS keyed
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
      WHERE n.nspname = :db_schema AND c.relname = :table
-""")
+"""
+CATALOG = sa.text(f"SELECT * FROM (SELECT) AS _ LEFT JOIN ({TABLE}) t ON true LEFT JOIN ({LIVE_VIEW}) v ON true")  # noqa: S608 # constants
 
 
 async def select_mirror(session: AsyncSession, source: Source) -> Mirror:
     """Read what a mirror looks like now; one that does not exist yet has no columns."""
     name = mirror_name(source)
     key = sorted(column_name(field) for field in source.key)
-    parameters = {"name": name, "db_schema": source.db_schema, "table": source.table, "key": key}
-    found = (await session.execute(CATALOG, parameters)).one_or_none()
-    if found is not None and found.relkind not in ("r", "p"):
+    parameters = {
+        "name": name,
+        "db_schema": source.db_schema,
+        "table": source.table,
+        "key": key,
+        "live_name": live_name(source.table),
+        "live_comment": live_comment(name),
+    }
+    found = (await session.execute(CATALOG, parameters)).one()
+    exists = found.relkind is not None
+    if exists and found.relkind not in ("r", "p"):
         raise SchemaConflict(f"{name} is not a table.", remedy="Name another table in table_name.")
     row = await session.get(MirrorRow, name)
-    types = dict(zip(found.names or (), found.types or (), strict=True)) if found else {}
+    types = dict(zip(found.names or (), found.types or (), strict=True))
     return Mirror(
         name=name,
         table=source.table,
         db_schema=source.db_schema,
         key=source.key,
-        exists=found is not None,
+        exists=exists,
         types=types,
         columns=_source_columns(types, row, source.key),
-        has_rows=found is not None and await _has_rows(session, source),
-        keyed=bool(found and found.keyed),
-        watched=bool(found and set(TRIGGERS) <= set(found.triggers or ())),
+        has_rows=exists and await _has_rows(session, source),
+        keyed=bool(found.keyed),
+        watched=set(TRIGGERS) <= set(found.triggers or ()),
         may_watch=row is None or row.watched,
         state=_state(row),
-        foreign_writes=frozenset((found.foreign_writes or ()) if found else ()),
+        foreign_writes=frozenset(found.foreign_writes or ()),
+        live_view=LiveView(
+            name=live_name(source.table),
+            db_schema=source.db_schema,
+            comment=live_comment(name),
+            columns=tuple(found.live_columns or ()) if found.live_is_ours else (),
+            options=tuple(found.live_options or ()),
+            is_taken=found.live_columns is not None and not found.live_is_ours,
+        ),
+        pause=Pause(since=row.paused_since, reason=row.pause_reason or "") if row and row.paused_since else None,
     )
 
 
@@ -254,37 +273,6 @@ async def select_lock_holders(database: Database, mirror: Mirror) -> list[int]:
         return list(await session.scalars(query, {"db_schema": mirror.db_schema, "table": mirror.table}))
 
 
-async def create_mirror(session: AsyncSession, mirror: Mirror, columns: Sequence[Column], *, keyed: bool) -> None:
-    """Create a mirror's table, with its primary key or, to load it faster, without."""
-    types = {column.name: column.sql_type for column in columns}
-    table = mirror_table(mirror.table, mirror.db_schema, types, mirror.key_columns if keyed else ())
-    await _execute_ddl(session, _spell(CreateTable(table)))
-
-
-async def create_primary_key(session: AsyncSession, mirror: Mirror) -> None:
-    """Make the key columns the primary key of a table that was created without one."""
-    names = ", ".join(_quote(name) for name in mirror.key_columns)
-    await _execute_ddl(session, f"ALTER TABLE {mirror.qualified} ADD PRIMARY KEY ({names})")
-
-
-async def alter_mirror(session: AsyncSession, mirror: Mirror, columns: Sequence[Column]) -> None:
-    """Bring an existing table into the shape that a run needs: bookkeeping columns, new ones, wider ones, the key."""
-    missing = [column for column in bookkeeping_columns() if column.name not in mirror.types]
-    missing += [sa.Column(each.name, SqlType(each.sql_type)) for each in columns if each.name not in mirror.types]
-    clauses = [f"ADD COLUMN {_column_ddl(column)}" for column in missing]
-    for column in columns:
-        have = mirror.types.get(column.name, column.sql_type)
-        if have != column.sql_type:
-            using = _spell(widened(sa.column(column.name), have, column.sql_type))
-            clauses.append(f"ALTER COLUMN {_quote(column.name)} TYPE {column.sql_type} USING {using}")
-    if clauses:
-        # The row trigger names the columns whose updates it watches, so they cannot change while it is there.
-        await _execute_ddl(session, f"DROP TRIGGER IF EXISTS {TRIGGERS[0]} ON {mirror.qualified}")
-        await _execute_ddl(session, f"ALTER TABLE {mirror.qualified} {', '.join(clauses)}")
-    if not mirror.keyed:
-        await _create_key_index(session, mirror)
-
-
 async def copy_into(
     session: AsyncSession, mirror: Mirror, columns: Sequence[Column], rows: AsyncIterable[Sequence[Any]]
 ) -> int:
@@ -295,56 +283,6 @@ async def copy_into(
         mirror.table, schema_name=mirror.db_schema, records=rows, columns=[*names, FINGERPRINT]
     )
     return int(status.removeprefix("COPY "))
-
-
-def widened(value: sa.ColumnElement[Any], narrow: str, wide: str) -> sa.ColumnElement[Any]:
-    """Return the expression that turns a column's value into its wider type without a change of value."""
-    if wide == JSONB:
-        return sa.func.to_jsonb(value)
-    if wide == NUMERIC:
-        # Only by way of text does a double give its shortest form; the direct cast keeps 15 digits.
-        return sa.cast(sa.cast(value, sa.Text), sa.Numeric)
-    if (narrow, wide) == (TIMESTAMPTZ, TEXT):
-        return sa.cast(value, sa.Text)
-    raise ValueError(f"no way from {narrow} to {wide}")
-
-
-def _spell(clause: sa.ClauseElement) -> str:
-    """Return a clause as SQL, with quoted names."""
-    return str(clause.compile(dialect=_dialect))
-
-
-def _column_ddl(column: sa.Column[Any]) -> str:
-    sa.Table("ddl", sa.MetaData(), column)
-    return _spell(CreateColumn(column))
-
-
-async def _create_key_index(session: AsyncSession, mirror: Mirror) -> None:
-    names = ", ".join(_quote(name) for name in mirror.key_columns)
-    try:
-        await _execute_ddl(session, f"CREATE UNIQUE INDEX ON {mirror.qualified} ({names})")
-    except sa.exc.IntegrityError as error:
-        raise SchemaConflict(
-            f"{mirror.name} holds several rows with the same key ({', '.join(mirror.key)}).",
-            remedy="Remove the surplus rows, or name another key in SOURCE_KEY, then sync again.",
-        ) from error
-
-
-async def _execute_ddl(session: AsyncSession, statement: str) -> None:
-    await (await session.connection()).exec_driver_sql(statement)
-
-
-async def watch(session: AsyncSession, mirror: Mirror, columns: Sequence[Column]) -> bool:
-    """Put the triggers in place that tell of foreign writes; return False where that is refused."""
-    try:
-        async with session.begin_nested():
-            for statement in create_triggers(mirror.qualified, mirror.name, [_quote(c.name) for c in columns]):
-                await _execute_ddl(session, statement)
-    except sa.exc.DBAPIError as error:
-        if sqlstate(error) not in ("42501", "0A000"):
-            raise
-        return False
-    return True
 
 
 async def upsert_mirror(

@@ -19,7 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from columns import Column
 from models import DELETED_AT, FINGERPRINT, UPDATED_AT, ChangeRow, Difference, SqlType, mirror_table
 from store.database import driver_connection
-from store.mirrors import Mirror, widened
+from store.mirrors import Mirror
+from store.shapes import widened
 from values import fit_for
 
 POSITION = "_sync_position"

@@ -57,10 +57,12 @@ EDITS = {
         "INSERT INTO {table} (id, name) VALUES (300, 'mine')",
     ],
     "a column of another type": [
+        "DROP VIEW my_data_live",
         "DROP TRIGGER lockstep_forget ON {table}",
         "ALTER TABLE {table} ALTER COLUMN price TYPE numeric(10,3)",
     ],
     "a rounding column": [
+        "DROP VIEW my_data_live",
         "DROP TRIGGER lockstep_forget ON {table}",
         "ALTER TABLE {table} ALTER COLUMN price TYPE numeric(10,2)",
     ],
@@ -68,7 +70,7 @@ EDITS = {
     "a column added": ["ALTER TABLE {table} ADD COLUMN own text NOT NULL DEFAULT 'mine'"],
     "the primary key dropped": ["ALTER TABLE {table} DROP CONSTRAINT my_data_pkey"],
     "a bookkeeping column dropped": ["ALTER TABLE {table} DROP COLUMN _sync_fingerprint CASCADE"],
-    "the table dropped": ["DROP TABLE {table}"],
+    "the table dropped": ["DROP TABLE {table} CASCADE"],
 }
 
 
