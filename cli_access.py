@@ -87,9 +87,9 @@ def _read_password() -> str:
         password: str = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
     else:
         password = sys.stdin.readline().rstrip("\r\n")
-    telemetry.register_secrets([password])
     if len(password) < SHORTEST_PASSWORD:
         raise click.UsageError(f"The password must have at least {SHORTEST_PASSWORD} characters.")
+    telemetry.register_secrets([password])
     return password
 
 

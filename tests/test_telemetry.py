@@ -8,11 +8,9 @@ import logging
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 
 import telemetry
 from errors import SettingError
@@ -20,24 +18,7 @@ from errors import SettingError
 HOUSE = Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """Give the process its own logging back, whatever a test set up."""
-    root = logging.getLogger()
-    handlers, level, excepthook = root.handlers[:], root.level, sys.excepthook
-    for handler in handlers:
-        root.removeHandler(handler)
-    yield
-    for handler in root.handlers[:]:
-        root.removeHandler(handler)
-        handler.close()
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.captureWarnings(capture=False)
-    sys.excepthook = excepthook
-    telemetry._secrets.clear()
-    structlog.reset_defaults()
-    structlog.contextvars.clear_contextvars()
+pytestmark = pytest.mark.usefixtures("own_logging")
 
 
 def logged(path: Path) -> list[dict[str, object]]:
