@@ -194,19 +194,20 @@ class _Application:
         live = self._gathered.live_rows
         if live is None:
             live = await mirrors.count_live_rows(self._session, self._mirror)
+        if self._order.run is None or self._order.plan is not None:
+            # What is held belongs to the plan too: whoever approves it wants to see it first.
+            self._outcome.hash = await staging.hash(self._session)
+            self._demand_plan(self._outcome.hash)
+        if self._order.run is None:
+            self._outcome.differences = await staging.select(self._session, KEPT_DIFFERENCES)
         held = self._guard(changes, live)
         if held:
             await staging.delete_deletions(self._session)
             del changes["deleted"]
         self._outcome.counts = self._counts(changes, duplicates=duplicates, held=held)
         self._outcome.live_rows = live
-        if self._order.run is None:
-            self._outcome.hash = await staging.hash(self._session)
-            self._outcome.differences = await staging.select(self._session, KEPT_DIFFERENCES)
-            return
-        if self._order.plan is not None:
-            self._demand_plan(await staging.hash(self._session))
-        await self._write(staging, changes)
+        if self._order.run is not None:
+            await self._write(staging, changes)
 
     async def _stage(self) -> Staging:
         """Decode the spooled records into the stage, and mark the rows that fingerprints tell of."""

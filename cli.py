@@ -86,9 +86,9 @@ def plan() -> None:
 
 
 @cli.command()
-@click.option("--repair", is_flag=True, help="Write what differs.")
+@click.option("--repair", is_flag=True, help="Write what differs, in a run that compares in the same way.")
 def verify(repair: bool) -> None:
-    """Compare every value of the table with its source. Exits 1 if they differ."""
+    """Compare every value of the table with its source. Exits 1 if they differ and are not repaired."""
 
     async def work(settings: Settings, database: Database, source: Source) -> int:
         looked = pinned(source, "current") if settings.uses_sample else source
@@ -104,7 +104,10 @@ def verify(repair: bool) -> None:
                 f"{found.table}: {found.live_rows:,} live rows, {found.records:,} records of {found.source}: {verdict}"
             )
         )
-        return DONE if found.exact else DIFFERENT
+        if found.repaired is None:
+            return DONE if found.exact else DIFFERENT
+        show_report(found.repaired)
+        return DIFFERENT if found.repaired.status == "held" else DONE
 
     sys.exit(reporting(lambda settings: _with_source(settings, work)))
 
@@ -214,7 +217,7 @@ def show_report(report: Report) -> None:
     _show_counts(f"Run {report.run}: {report.source} into {report.table}, {report.status}{took}", report.counts)
     _show_problems(report.problems)
     if report.status == "held":
-        output.print(Text(f"{report.counts.held} deletions are held. If the source is right, approve them:"))
+        output.print(Text(f"Deletions are held: {report.cause}. If the source is right, approve them:"))
         output.print(Text(f"  python cli.py sync --approve {report.run}"))
 
 

@@ -170,6 +170,8 @@ class Verification:
     differences: tuple[Difference, ...]
     """What a run would have to do to every row that differs; at most KEPT_DIFFERENCES."""
     problems: tuple[Problem, ...] = ()
+    repaired: Report | None = None
+    """The run that wrote what differed, if that was wanted."""
     duration_ms: int = 0
 
     @property

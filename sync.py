@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, replace
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -14,20 +12,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from applying import FetchAll, apply
 from deciding import Order, Outcome, total
-from errors import DatabaseBlocked, DatabaseError, DatabaseUnavailable, LockstepError, RunInterrupted
 from gathering import Gathered, OnProgress, gather
 from models import KEPT_PROBLEMS, Counts, Plan, Report, RunStatus, Source, Verification
+from running import milliseconds_since, run_to_end, written
 from spool import Spool, open_spool
 from store import mirrors, runs
 from store.database import Database
-from store.mirrors import Mirror
 
 log = structlog.get_logger()
-
-READ_BACK_ATTEMPTS = 5
-READ_BACK_WAIT_SECONDS = 1.0
-CLOSING_SECONDS = 5.0
-"""How long a run that was stopped may take to say so."""
 
 
 async def sync_data(
@@ -47,29 +39,13 @@ async def sync_data(
     """
     mirror = mirrors.mirror_name(source)
     opened = await runs.insert_run(database, source=source.name, mirror=mirror, approves=approve)
-    started = time.monotonic()
-    with structlog.contextvars.bound_contextvars(run=opened.run, source=source.name):
-        log.info("run_started", table=mirror, approves=approve)
-        try:
-            async with _lease(database, opened.run), open_spool(spool_dir) as spool:
-                run = _Run(database, source, opened, spool, started, on_progress)
-                report = await run.carry_out(plan=plan, trust_fingerprints=trust_fingerprints)
-        except asyncio.CancelledError:
-            stopped = RunInterrupted(f"Run {opened.run} was stopped.")
-            await _close_failed(database, opened, "interrupted", stopped, started)
-            raise
-        except LockstepError as error:
-            error.run = opened.run
-            status: RunStatus = "interrupted" if isinstance(error, RunInterrupted) else "failed"
-            await _close_failed(database, opened, status, error, started)
-            raise
-        except Exception as error:
-            unexpected = LockstepError(f"An unexpected error ended the run: {type(error).__name__}.")
-            unexpected.run = opened.run
-            await _close_failed(database, opened, "failed", unexpected, started)
-            raise unexpected from error
-        log.info("run_finished", **_canonical_line(report))
-        return report
+
+    async def work(started: float) -> Report:
+        async with open_spool(spool_dir) as spool:
+            run = _Run(database, source, opened, spool, started, on_progress)
+            return await run.carry_out(plan=plan, trust_fingerprints=trust_fingerprints)
+
+    return await run_to_end(database, opened, work)
 
 
 async def plan_data(
@@ -85,7 +61,7 @@ async def plan_data(
         differences=outcome.differences,
         hash=outcome.hash,
         problems=tuple(outcome.problems),
-        duration_ms=_milliseconds_since(started),
+        duration_ms=milliseconds_since(started),
     )
 
 
@@ -104,8 +80,11 @@ async def verify_data(
     started = time.monotonic()
     outcome = await _look(database, source, False, spool_dir, on_progress)
     counts = outcome.counts
-    if repair:
+    repaired = (
         await sync_data(database, source, trust_fingerprints=False, spool_dir=spool_dir, on_progress=on_progress)
+        if repair
+        else None
+    )
     return Verification(
         source=source.name,
         table=mirrors.mirror_name(source),
@@ -114,7 +93,8 @@ async def verify_data(
         differing=counts.created + counts.updated + counts.restored + counts.deleted + counts.held,
         differences=outcome.differences,
         problems=tuple(outcome.problems),
-        duration_ms=_milliseconds_since(started),
+        repaired=repaired,
+        duration_ms=milliseconds_since(started),
     )
 
 
@@ -175,25 +155,20 @@ class _Run:
             reports.append(self._report(gathered, outcome))
             await runs.update_run(session, reports[-1])
 
-        try:
+        async def write() -> Report:
             outcome = await apply(self._database, self._source, gathered, order, close)
-        except DatabaseUnavailable:
-            committed = await _read_back(self._database, self._opened.run)
-            if committed is None:
-                raise
-            return committed
-        except DatabaseBlocked as error:
-            raise await _naming_blockers(self._database, gathered.mirror, error) from error
-        if outcome.held_because:
-            log.warning("deletions_held", held=outcome.counts.held, reason=outcome.held_because)
-        return reports[-1]
+            if outcome.held_because:
+                log.warning("deletions_held", held=outcome.counts.held, reason=outcome.held_because)
+            return reports[-1]
+
+        return await written(self._database, self._source, self._opened.run, write())
 
     def _report(self, gathered: Gathered, outcome: Outcome) -> Report:
         return replace(
             self._opened,
             status=_status(outcome.counts),
             counts=outcome.counts,
-            duration_ms=_milliseconds_since(self._started),
+            duration_ms=milliseconds_since(self._started),
             body_bytes=gathered.body_bytes,
             first_load=outcome.first_load,
             not_modified=gathered.not_modified,
@@ -220,86 +195,3 @@ def _status(counts: Counts) -> RunStatus:
     if counts.held:
         return "held"
     return "succeeded" if counts.created or counts.updated or counts.restored or counts.deleted else "unchanged"
-
-
-@asynccontextmanager
-async def _lease(database: Database, run: int) -> AsyncIterator[None]:
-    """Renew a run's lease until the block ends."""
-    renewal = asyncio.create_task(_renew(database, run))
-    try:
-        yield
-    finally:
-        renewal.cancel()
-        with suppress(asyncio.CancelledError):
-            await renewal
-
-
-async def _renew(database: Database, run: int) -> None:
-    while True:
-        await asyncio.sleep(runs.RENEWAL_SECONDS)
-        try:
-            await runs.renew_lease(database, run)
-        except DatabaseError as error:
-            # The run goes on: whether it may still write is decided when it tries to.
-            log.warning("lease_not_renewed", cause=error.cause)
-
-
-async def _read_back(database: Database, run: int) -> Report | None:
-    """Return how a run ended if it did: the connection may have broken after the commit and before its answer."""
-    for attempt in range(READ_BACK_ATTEMPTS):
-        try:
-            report = await runs.select_run(database, run)
-        except DatabaseError:
-            await asyncio.sleep(READ_BACK_WAIT_SECONDS * attempt)
-        else:
-            return report if report and report.status in ("succeeded", "unchanged", "held") else None
-    return None
-
-
-async def _naming_blockers(database: Database, mirror: Mirror, error: DatabaseBlocked) -> DatabaseBlocked:
-    with suppress(DatabaseError):
-        holders = await mirrors.select_lock_holders(database, mirror)
-        if holders:
-            pids = ", ".join(map(str, holders))
-            return DatabaseBlocked(f"Backend {pids} holds a lock on {mirror.name} or its rows for too long.")
-    return error
-
-
-async def _close_failed(
-    database: Database, opened: Report, status: RunStatus, error: LockstepError, started: float
-) -> None:
-    """Write down that a run came to nothing; where even that fails, its lease runs out."""
-    report = replace(
-        opened,
-        status=status,
-        error=error.code,
-        cause=error.cause,
-        remedy=error.remedy,
-        duration_ms=_milliseconds_since(started),
-    )
-    log.error("run_failed", exc_info=error, **_canonical_line(report))
-    try:
-        async with asyncio.timeout(CLOSING_SECONDS):
-            await runs.finish_run(database, report)
-    except (DatabaseError, TimeoutError) as failure:
-        log.warning("run_not_closed", cause=str(failure))
-
-
-def _canonical_line(report: Report) -> dict[str, object]:
-    """Return the fields of the one line that tells all about a run."""
-    counts = {name: count for name, count in asdict(report.counts).items() if count}
-    told = {
-        name: getattr(report, name) for name in ("first_load", "not_modified", "approves", "error", "cause", "remedy")
-    }
-    return {
-        "status": report.status,
-        "table": report.table,
-        **counts,
-        "body_bytes": report.body_bytes,
-        "duration_ms": report.duration_ms,
-        **{name: value for name, value in told.items() if value},
-    }
-
-
-def _milliseconds_since(started: float) -> int:
-    return round((time.monotonic() - started) * 1000)

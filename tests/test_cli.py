@@ -103,7 +103,9 @@ async def test_verify_finds_and_repairs_an_edit(shell: Shell, database_url: str)
     code, output, _ = await shell.run("verify")
     assert code == 1
     assert "edited" in output
-    await shell.run("verify", "--repair")
+    code, output, _ = await shell.run("verify", "--repair")
+    assert code == 0
+    assert counts(output)["updated"] == 1
     assert (await shell.run("verify"))[0] == 0
 
 

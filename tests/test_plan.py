@@ -49,6 +49,19 @@ class TestPlan:
         await plan_data(engine.database, engine.source)
         assert await everything(engine) == before
 
+    async def test_a_plan_shows_the_deletions_that_would_be_held(self, engine: Engine) -> None:
+        """Whoever is to approve deletions sees them first, and may apply just these with the approval."""
+        await engine.sync([{"id": number} for number in range(40)])
+        engine.serve([{"id": 1}])
+        plan = await plan_data(engine.database, engine.source)
+        assert (plan.counts.held, plan.counts.deleted) == (39, 0)
+        assert {difference.op for difference in plan.differences} == {"deleted"}
+        assert len(plan.differences) == 39
+        held = await engine.sync()
+        approved = await engine.sync(plan=plan.hash, approve=held.run)
+        assert approved.counts.deleted == 39
+        await engine.check()
+
     async def test_a_plan_for_a_table_that_is_yet_to_be_made(self, engine: Engine) -> None:
         """The first load can be planned and applied as planned."""
         engine.serve(BEFORE)

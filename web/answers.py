@@ -173,8 +173,8 @@ def report_answer(report: Report) -> Response:
     held = report.counts.held
     return problem(
         title="Deletions are held for approval",
-        detail=f"The source no longer has {held} live rows of {report.table}, more than the guard lets go unasked. "
-        "They were kept; everything else was applied.",
+        detail=f"{held} rows of {report.table} were kept although the source no longer has them: {report.cause}. "
+        "Everything else was applied.",
         remedy=f"If the source is right, call /sync_data?approve={report.run} to delete up to {held} rows; "
         "if not, correct the source and sync again.",
         code="held",
