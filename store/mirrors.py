@@ -259,7 +259,7 @@ async def count_live_rows(session: AsyncSession, mirror: Mirror) -> int:
     return await session.scalar(query) or 0
 
 
-async def select_lock_holders(database: Database, mirror: Mirror) -> list[int]:
+async def select_lock_holders(database: Database, source: Source) -> list[int]:
     """Return the backends that hold locks on a mirror's table or its rows, to be named to whoever waited for them."""
     query = sa.text("""
         SELECT DISTINCT l.pid FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
@@ -270,7 +270,7 @@ async def select_lock_holders(database: Database, mirror: Mirror) -> list[int]:
          ORDER BY l.pid
     """)
     async with database.transaction() as session:
-        return list(await session.scalars(query, {"db_schema": mirror.db_schema, "table": mirror.table}))
+        return list(await session.scalars(query, {"db_schema": source.db_schema, "table": source.table}))
 
 
 async def copy_into(

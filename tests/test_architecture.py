@@ -28,9 +28,10 @@ MAY_IMPORT = {
     "deciding": "errors models columns values fingerprints rows",
     "gathering": "errors models telemetry columns values fingerprints spool store sources records rows deciding",
     "applying": "errors models telemetry columns values fingerprints spool store records rows deciding gathering",
+    "running": "errors models telemetry store",
     "sync": (
         "errors models telemetry columns values fingerprints spool store sources records rows "
-        "deciding gathering applying"
+        "deciding gathering applying running"
     ),
     "web": "errors models access telemetry columns store sources sync",
     "app": "errors models access config telemetry columns store sources sync web",
