@@ -239,7 +239,7 @@ class _Application:
         if not self._decoder.wanted:
             return
         decided = decide_columns(
-            self._columns, self._decoder.wanted, self._decoder.misfit, self._mirror.types, self._source
+            self._columns, self._decoder.wanted, self._decoder.misfits, self._mirror.types, self._source
         )
         if decided.must_fetch_all and self._gathered.trusted:
             raise FetchAll

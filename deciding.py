@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from columns import Column, SchemaChange, after_change, loses_literals, plan_change
+from columns import Column, after_change, loses_literals, plan_change
 from errors import SchemaConflict
 from models import Counts, Difference, Problem, Source
 from rows import ColumnMisfit
@@ -77,19 +77,23 @@ class NewColumns:
 def decide_columns(
     columns: Sequence[Column],
     wanted: Mapping[str, str | None],
-    misfit: ColumnMisfit | None,
+    misfits: Mapping[str, ColumnMisfit],
     table_types: Mapping[str, str],
     source: Source,
 ) -> NewColumns:
     """Decide which columns a run needs; raise SchemaConflict where they may not become so.
 
-    `table_types` are all columns of the mirror's table, by name; it is empty for a table that is yet to be made.
+    `misfits` are the first ones of each wanted field. `table_types` are all columns of the mirror's table, by name; it
+    is empty for a table that is yet to be made.
     """
     change = plan_change(columns, wanted, source.types, table_types)
-    if misfit is not None and _leaves_out(change, wanted):
-        raise _conflict(misfit, source)
-    if misfit is not None and table_types and source.on_schema_change == "freeze":
-        raise _conflict(misfit, source, remedy="Set SCHEMA=evolve to let the table follow the source.")
+    changed = {column.field for column in (*change.added, *change.widened)}
+    for name in wanted:
+        if name not in changed:
+            raise _conflict(name, misfits[name], source)
+        if table_types and source.on_schema_change == "freeze":
+            remedy = "Set SCHEMA=evolve to let the table follow the source."
+            raise _conflict(name, misfits[name], source, remedy=remedy)
     before = {column.name: column.sql_type for column in columns}
     return NewColumns(
         columns=after_change(columns, change),
@@ -97,14 +101,9 @@ def decide_columns(
     )
 
 
-def _leaves_out(change: SchemaChange, wanted: Mapping[str, str | None]) -> bool:
-    changed = {column.field for column in (*change.added, *change.widened)}
-    return any(field not in changed for field in wanted)
-
-
-def _conflict(misfit: ColumnMisfit, source: Source, remedy: str | None = None) -> SchemaConflict:
+def _conflict(field: str, misfit: ColumnMisfit, source: Source, remedy: str | None = None) -> SchemaConflict:
     key = ", ".join(f"{name}={value!r}" for name, value in misfit.key.items())
-    where = f"column {misfit.column.name!r} ({misfit.column.sql_type})" if misfit.column else f"field {misfit.field!r}"
+    where = f"column {misfit.column.name!r} ({misfit.column.sql_type})" if misfit.column else f"field {field!r}"
     return SchemaConflict(
         f"The record with key {key} does not fit table {source.table}: its value for {where} {misfit.reason}.",
         remedy=remedy,

@@ -36,10 +36,10 @@ _raws = msgspec.json.Decoder(list[Raw])
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnMisfit:
-    """The first value that a column could not hold: reported where the column may not be widened."""
+    """The first value of a field that its column could not hold: reported where the column may not be widened."""
 
     column: Column | None
-    field: str
+    """None for a field that has no column."""
     position: int
     key: Mapping[str, Any]
     reason: str
@@ -63,7 +63,7 @@ class RowDecoder:
         self.columns = tuple(columns)
         self.key = tuple(key)
         self.wanted: dict[str, str | None] = {}
-        self.misfit: ColumnMisfit | None = None
+        self.misfits: dict[str, ColumnMisfit] = {}
         self.problems: list[Problem] = []
         self.rejected = 0
         self.unidentified = 0
@@ -99,6 +99,7 @@ class RowDecoder:
         """
         async for frame in spool.frames():
             rows = self.decode(frame)
+            await asyncio.sleep(0)  # decoding and encoding take some milliseconds each; others get their turn between
             if not self.wanted:
                 self._key_hashes.append(self._hash_keys(rows))
                 for row in zip(*rows.columns, *([rows.positions] if positions else []), rows.digests, strict=True):
@@ -218,8 +219,8 @@ class RowDecoder:
 
     def _want(self, column: Column | None, name: str, value: Any, at: _Place, reason: str) -> None:
         self.wanted[name] = join(self.wanted.get(name), infer(value))
-        if self.misfit is None:
-            self.misfit = ColumnMisfit(column=column, field=name, position=at.position, key=at.key, reason=reason)
+        if name not in self.misfits:
+            self.misfits[name] = ColumnMisfit(column=column, position=at.position, key=at.key, reason=reason)
 
     def _reject(self, position: int, reason: str, key: Mapping[str, Any] | None) -> None:
         self.rejected += 1

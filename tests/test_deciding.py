@@ -106,23 +106,25 @@ COLUMNS = (column("id", BIGINT), column("n", BIGINT), column("at", TIMESTAMPTZ),
 TYPES = {found.name: found.sql_type for found in COLUMNS}
 
 
-def misfit(found: Column | None, field: str = "") -> ColumnMisfit:
-    """Describe the value that started it all."""
-    return ColumnMisfit(
-        column=found, field=found.field if found else field, position=3, key={"id": 7}, reason="is wrong"
-    )
+def misfits(*fields: str) -> dict[str, ColumnMisfit]:
+    """Describe the values that did not fit."""
+    have = {found.field: found for found in COLUMNS}
+    return {
+        field: ColumnMisfit(column=have.get(field), position=3, key={"id": place}, reason=f"is wrong in {field}")
+        for place, field in enumerate(fields)
+    }
 
 
 def test_columns_follow_the_source() -> None:
     """New fields get columns and misfits widen them, without fetching anything again."""
-    decided = decide_columns(COLUMNS, {"n": DOUBLE, "x": TEXT}, misfit(COLUMNS[1]), TYPES, SOURCE)
+    decided = decide_columns(COLUMNS, {"n": DOUBLE, "x": TEXT}, misfits("n", "x"), TYPES, SOURCE)
     assert decided.columns == (COLUMNS[0], column("n", NUMERIC), *COLUMNS[2:], column("x", TEXT))
     assert not decided.must_fetch_all
 
 
 def test_instants_that_become_texts_are_fetched_again() -> None:
     """A column that did not keep the source's spelling needs all records once more."""
-    decided = decide_columns(COLUMNS, {"at": TEXT}, misfit(COLUMNS[2]), TYPES, SOURCE)
+    decided = decide_columns(COLUMNS, {"at": TEXT}, misfits("at"), TYPES, SOURCE)
     assert decided.columns[2] == column("at", TEXT)
     assert decided.must_fetch_all
 
@@ -130,26 +132,33 @@ def test_instants_that_become_texts_are_fetched_again() -> None:
 def test_a_column_that_may_not_be_widened_fails_the_run() -> None:
     """A value that does not fit the user's own column, or a declared one, names table, column, key and reason."""
     with pytest.raises(SchemaConflict) as own:
-        decide_columns(COLUMNS, {"mine": TEXT}, misfit(COLUMNS[3]), TYPES, SOURCE)
-    assert all(part in own.value.cause for part in ("my_data", "'mine' (integer)", "id=7", "is wrong"))
+        decide_columns(COLUMNS, {"mine": TEXT}, misfits("mine"), TYPES, SOURCE)
+    assert all(part in own.value.cause for part in ("my_data", "'mine' (integer)", "id=0", "is wrong"))
     with pytest.raises(SchemaConflict, match="'n' \\(bigint\\)"):
-        decide_columns(COLUMNS, {"n": TEXT}, misfit(COLUMNS[1]), TYPES, replace(SOURCE, types={"n": "bigint"}))
+        decide_columns(COLUMNS, {"n": TEXT}, misfits("n"), TYPES, replace(SOURCE, types={"n": "bigint"}))
+
+
+def test_the_column_to_blame_is_named() -> None:
+    """Of several misfits the one that cannot be helped is named, wherever it was met."""
+    wanted: dict[str, str | None] = {"new": TEXT, "n": TEXT, "mine": TEXT}
+    with pytest.raises(SchemaConflict, match=r"id=2 .* column 'mine' \(integer\) is wrong in mine"):
+        decide_columns(COLUMNS, wanted, misfits(*wanted), TYPES, SOURCE)
 
 
 def test_a_frozen_schema_fails_the_run() -> None:
     """Under SCHEMA=freeze a table that is there is not changed; one that is yet to be made may become anything."""
     frozen = replace(SOURCE, on_schema_change="freeze")
     with pytest.raises(SchemaConflict) as caught:
-        decide_columns(COLUMNS, {"x": TEXT}, misfit(None, "x"), TYPES, frozen)
+        decide_columns(COLUMNS, {"x": TEXT}, misfits("x"), TYPES, frozen)
     assert "field 'x'" in caught.value.cause
     assert caught.value.remedy is not None
     assert "SCHEMA=evolve" in caught.value.remedy
-    assert decide_columns(COLUMNS, {"x": TEXT}, misfit(None, "x"), {}, frozen).columns[-1] == column("x", TEXT)
+    assert decide_columns(COLUMNS, {"x": TEXT}, misfits("x"), {}, frozen).columns[-1] == column("x", TEXT)
 
 
 def test_nothing_wanted_changes_nothing() -> None:
     """Without a misfit the columns stay as they are, frozen or not."""
-    decided = decide_columns(COLUMNS, {}, None, TYPES, replace(SOURCE, on_schema_change="freeze"))
+    decided = decide_columns(COLUMNS, {}, {}, TYPES, replace(SOURCE, on_schema_change="freeze"))
     assert (decided.columns, decided.must_fetch_all) == (COLUMNS, False)
 
 

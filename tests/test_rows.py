@@ -52,7 +52,7 @@ def told(made: RowDecoder, rows: list[tuple[Any, ...]]) -> dict[str, Any]:
         "unidentified": made.unidentified,
         "protected": made.protected,
         "wanted": made.wanted,
-        "misfit": made.misfit,
+        "misfits": made.misfits,
         "problems": made.problems,
     }
 
@@ -333,8 +333,10 @@ def test_wanted_types_are_joined() -> None:
     )
     assert made.wanted == {"x": JSONB, "n": NUMERIC}
     assert [row[0] for row in rows] == [4]
-    assert made.misfit is not None
-    assert (made.misfit.field, made.misfit.position, dict(made.misfit.key)) == ("x", 0, {"id": 1})
+    assert {field: (found.position, dict(found.key)) for field, found in made.misfits.items()} == {
+        "x": (0, {"id": 1}),
+        "n": (1, {"id": 2}),
+    }
 
 
 def test_what_is_wanted_suffices() -> None:
