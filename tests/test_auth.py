@@ -150,7 +150,13 @@ async def test_a_service_without_a_secret_key_is_for_loopback_only(tmp_path: Pat
         sys.executable, HOUSE / "app.py", cwd=tmp_path, env={"HOST": "0.0.0.0"},  # noqa: S104
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    output, said = await process.communicate()
+    try:
+        async with asyncio.timeout(30):
+            output, said = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     assert (process.returncode, output) == (2, b"")
     assert b"SECRET_KEY" in said
     assert b"Traceback" not in said
