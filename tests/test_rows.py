@@ -1,207 +1,19 @@
-"""Rows: the fast way gives exactly what the exact way gives, and no record is lost whatever stands beside it."""
+"""Rows: what is decoded, rejected, protected and wanted, and how long odd records take."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 
-from columns import BIGINT, BOOLEAN, DOUBLE, INFERRED_TYPES, JSONB, NUMERIC, TEXT, TIMESTAMPTZ, Column
+from columns import BIGINT, BOOLEAN, DOUBLE, INFERRED_TYPES, JSONB, NUMERIC, TEXT, TIMESTAMPTZ, join
 from errors import SourceInvalid
 from models import KEPT_PROBLEMS
-from rows import SMALLEST_SPLIT, RowDecoder
-from spool import Frame, open_spool
-
-_raws = msgspec.json.Decoder(list[msgspec.Raw])
-FEW = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
-
-
-def frame(records: Sequence[bytes]) -> Frame:
-    """Return a frame of raw records, each with its place as its digest."""
-    digests = b"".join(place.to_bytes(16, "big") for place in range(len(records)))
-    return Frame(payload=b"[%b]" % b",".join(records), positions=np.arange(len(records)), digests=digests)
-
-
-def decoder(types: dict[str, str], key: Sequence[str] = ("id",), **options: Any) -> RowDecoder:
-    """Return a decoder for columns that are named like their fields."""
-    return RowDecoder([Column(name=f, field=f, sql_type=t, owned=True) for f, t in types.items()], key, **options)
-
-
-def decode(types: dict[str, str], records: Sequence[bytes], **options: Any) -> tuple[RowDecoder, list[tuple[Any, ...]]]:
-    """Decode one frame; return its decoder and the rows, each with its position at the end."""
-    made = decoder(types, **options)
-    rows = made.decode(frame(records))
-    assert [uuid.int for uuid in rows.digests] == rows.positions
-    return made, list(zip(*rows.columns, rows.positions, strict=True))
-
-
-def told(made: RowDecoder, rows: list[tuple[Any, ...]]) -> dict[str, Any]:
-    """Return all that a decoder has to say, with the types of values, since 1 equals true."""
-    return {
-        "rows": [[(type(value), value) for value in row] for row in rows],
-        "rejected": made.rejected,
-        "unidentified": made.unidentified,
-        "protected": made.protected,
-        "wanted": made.wanted,
-        "misfits": made.misfits,
-        "problems": made.problems,
-    }
-
-
-def exactly(types: dict[str, str], records: Sequence[bytes], **options: Any) -> dict[str, Any]:
-    """Decode record by record in the exact way, which is the yardstick."""
-    made = decoder(types, **options)
-    rows: list[tuple[Any, ...]] = []
-    whole = frame(records)
-    raws = _raws.decode(whole.payload)
-    for start in range(0, len(raws), SMALLEST_SPLIT):
-        few = slice(start, start + SMALLEST_SPLIT)
-        some = made._split(raws[few], whole.positions[few], whole.digests[16 * start :])
-        rows += zip(*some.columns, some.positions, strict=True)
-    return told(made, rows)
-
-
-def check(types: dict[str, str], records: Sequence[bytes], **options: Any) -> RowDecoder:
-    """Compare both ways, and see that no record is lost or invented."""
-    made, rows = decode(types, records, **options)
-    assert told(made, rows) == exactly(types, records, **options)
-    positions = [row[-1] for row in rows]
-    assert positions == sorted(set(positions))
-    assert set(positions) <= set(range(len(records)))
-    if not made.wanted:
-        assert len(rows) + made.rejected == len(records)
-    assert len(made.protected) + made.unidentified == made.rejected
-    assert not any("\0" in part for key in made.protected for part in key if isinstance(part, str))
-    return made
-
-
-ODD_VALUES = [
-    b"null", b"true", b"false", b"0", b"-0", b"-0.0", b"1", b"1.0", b"1.50", b"1e2", b"-1", b"1.5", b"0e400", b"0e-400",
-    b"9007199254740993", b"9007199254740993.0", b"9223372036854775807", b"9223372036854775808",
-    b"-9223372036854775808", b"-9223372036854775809", b"18446744073709551616", b"123456789012345678901234567890",
-    b"0.1234567890123456789", b"123456789.1234567", b"12345678.12345678", b"0.1", b"5e-324", b"4e-324", b"1e-400",
-    b"2.2250738585072011e-308", b"1e308", b"1e309", b"1e400", b"-1E+400", b"1e999999999", b"1e-999999999",
-    b"1e99999999999999999999", b"9" * 308, b"9" * 400, b"9" * 5_000, b"0." + b"1" * 400,
-    b'""', b'"a"', b'"1"', b'"true"', b'"null"', b'" "', b'"\xff"', b'"a\\u0000b"', b'"\\\\u0000"', b'"\\\\\\u0000"',
-    b'"\\":"', b'"\\" :"', b'"\\u0022:"', b'"\\"\\u003a"', b'"{\\"a\\":1}"', b'"\xf0\x9f\x8e\x89"', b'"\\ud83c\\udf89"',
-    b'"2020-01-01T00:00:00Z"', b'"2020-01-01t00:00:00.123456z"', b'"2020-01-01 00:00:00+05:30"',
-    b'"2020-01-01T00:00:00+0530"', b'"2020-01-01T00:00:00-00:00"', b'"2020-01-01T00:00:00"', b'"2020-01-01T00:00Z"',
-    b'"2020-01-01T00:00:00.123456789Z"',
-    b'"2020-01-01T00:00:00.\\u0031234567Z"', b'"2020-01-01T00:00:00\\u002e1234567Z"',
-    b'"2020-01-01T00:00:00.123\\u0034567Z"', b'"2020-01-01T00:00:00.1234560Z"', b'"2020-01-01T00:00:00,5Z"',
-    b'"2020-02-30T00:00:00Z"', b'"2016-12-31T23:59:60Z"', b'"2020-01-01T24:00:00Z"', b'"2020-01-01T00:00:00+24:00"',
-    b'"0001-01-01T00:00:00Z"', b'"0001-01-01T00:00:00+01:00"',
-    b'"0001-01-01T23:00:00+23:00"', b'"0001-01-02T00:00:00Z"',
-    b'"9999-12-31T23:59:59.999999Z"', b'"9999-12-31T23:59:59-00:01"', b'"9999-12-30T00:00:00Z"',
-    b'"\\u0030001-01-01T00:00:00Z"', b'"2020-01-01"', b'"12345678-1234-5678-1234-56789abcdef0"',
-    b"[]", b"{}", b"[1,[2.50]]", b'[":",{"a":[]}]', b'{"a":1,"b":{"a":2}}', b'{"a":1,"a":1}', b'[{"a" :1,"a"\t: 2}]',
-    b'{"a":1,"a":"x\\u0022: y"}', b'{"a":1,"a":"x\\"\\u003a y"}', b'{"a":1,"\\u0061":2}', b'{"a":"\\" :"}',
-    b'{"a":1e400}', b'[1e-400]', b'{"":null,"__proto__":{"x":1}}', b'{"a\\"b":1,"a\\":":2}',
-    b'["a\\u0000"]', b'{"\\u0000":1}',
-    b'["\xff"]', b"[" * 500 + b"]" * 500, b'{"a":' * 300 + b"1" + b"}" * 300, b"[%b]" % (b"9" * 400),
-]  # fmt: skip
-GOOD_VALUES = {
-    BOOLEAN: [b"true", b"false", b"null"],
-    BIGINT: [b"1", b"-7", b"12345678901", b"null"],
-    DOUBLE: [b"0.5", b"0", b"0.0", b"19.99", b"1e-5", b"null"],
-    NUMERIC: [b"1.50", b"123456789012345678901", b"null"],
-    TIMESTAMPTZ: [b'"2020-01-01T00:00:00Z"', b'"2020-06-01T12:30:00.123+02:00"', b"null"],
-    TEXT: [b'"a"', b'"\xc3\xa4"', b'"caf\\u00e9 \\n"', b"null"],
-    JSONB: [b"{}", b'{"a":[1,{"b":null}]}', b'"a"', b"1.5", b"null"],
-    "integer": [b"1", b"null"],
-    "character varying(3)": [b'"abc"', b"null"],
-    "numeric(10,2)": [b"1.25", b"null"],
-    "text[]": [b'["a",null]', b"null"],
-    "uuid": [b'"12345678-1234-5678-1234-56789abcdef0"', b"null"],
-    "inet": [b'"::1"', b"null"],
-}
-KEYS = [b"1", b"2", b"-3", b'"1"', b'"a"', b'"2020-01-01T00:00:00Z"', b'"12345678-1234-5678-1234-56789abcdef0"', b"1.0",
-        b"12345678901234567890"]  # fmt: skip
-NAMES = ["x", "y", "", "naïve", "🎉", "__proto__", "a b", "X"]
-ODD_NAMES = ['a"b', "back\\slash", "line\nbreak", 'end"', 'a":', "\x7f"]
-KEY_TYPES = (BIGINT, TEXT, NUMERIC, DOUBLE, BOOLEAN, TIMESTAMPTZ, JSONB, "uuid", "integer", "inet")
-
-
-@st.composite
-def tables(draw: st.DrawFn, odd_names: bool = False) -> tuple[dict[str, str], list[bytes]]:
-    """Draw columns, and records most of whose values fit them."""
-    types = {"id": draw(st.sampled_from(KEY_TYPES))}
-    names = [*NAMES, *ODD_NAMES] if odd_names else NAMES
-    for name in draw(st.lists(st.sampled_from(names), unique=True, max_size=4)):
-        types[name] = draw(st.sampled_from(list(GOOD_VALUES)))
-    oddity = draw(st.integers(0, 12))
-    key = draw(st.sampled_from(KEYS))
-    records = []
-    for number in range(draw(st.integers(0, 3 * SMALLEST_SPLIT))):
-        is_odd = draw(st.integers(0, 11)) < oddity
-        usual = b"%d" % number if key.lstrip(b"-").isdigit() else b'"%d"' % number if key == b'"a"' else key
-        members = [(b'"id"', draw(st.sampled_from([*KEYS, *ODD_VALUES])) if is_odd and draw(st.booleans()) else usual)]
-        for name, sql_type in types.items():
-            if name != "id":
-                wrong = is_odd and not draw(st.integers(0, 2))
-                members.append(
-                    (json.dumps(name).encode(), draw(st.sampled_from(ODD_VALUES if wrong else GOOD_VALUES[sql_type])))
-                )
-        if is_odd:
-            members = draw(st.permutations(members))[draw(st.integers(0, 1)) :]
-            unknown = st.tuples(st.sampled_from([b'"new"', b'"n"', b'"a\\"b"', b'"x"', b'"\\u0069d"', b'"\\u0000"']),
-                                st.sampled_from([b"null", b"null", *ODD_VALUES]))  # fmt: skip
-            members += draw(st.lists(unknown, max_size=2))
-        colon = draw(st.sampled_from([b":", b": ", b" :", b"\t:\n"])) if is_odd else b":"
-        records.append(b"{%b}" % b",".join(name + colon + value for name, value in members))
-    return types, records
-
-
-@given(tables(), st.sampled_from(["reject", "strip"]))
-@FEW
-def test_both_ways_agree(table: tuple[dict[str, str], list[bytes]], nul_characters: str) -> None:
-    """Whatever the columns and the records, both ways give the same rows, reports, protected keys and wanted types."""
-    check(*table, nul_characters=nul_characters)
-
-
-@given(tables(odd_names=True))
-@FEW
-def test_both_ways_agree_on_odd_names(table: tuple[dict[str, str], list[bytes]]) -> None:
-    """Fields may have names that msgspec cannot rename to."""
-    check(*table)
-
-
-def some(sql_type: str, count: int = 20) -> list[bytes]:
-    """Return records whose values all fit a type."""
-    good = GOOD_VALUES[sql_type]
-    return [b'{"id":%d,"x":%b,"y":"t"}' % (number, good[number % len(good)]) for number in range(count)]
-
-
-@pytest.mark.parametrize("sql_type", [*INFERRED_TYPES, "integer", "numeric(10,2)", "text[]", "uuid", "inet"])
-@pytest.mark.parametrize("odd", ODD_VALUES, ids=lambda odd: odd[:24].decode(errors="replace") + f"…{len(odd)}")
-def test_one_odd_value_costs_one_record(sql_type: str, odd: bytes) -> None:
-    """One odd value among good ones is stored, rejected or a misfit, and the others are all stored."""
-    records = some(sql_type)
-    records[13] = b'{"id":13,"x":%b,"y":"t"}' % odd
-    made = check({"id": BIGINT, "x": sql_type, "y": TEXT}, records)
-    _, rows = decode({"id": BIGINT, "x": sql_type, "y": TEXT}, records)
-    assert {row[0] for row in rows} >= {*range(20)} - {13}
-    assert made.rejected <= 1
-    assert set(made.wanted) <= {"x"}
-
-
-def test_an_odd_value_changes_no_other() -> None:
-    """The rows beside an odd record are those that come without it."""
-    types = {"id": BIGINT, "x": DOUBLE, "y": TEXT}
-    _, alone = decode(types, some(DOUBLE))
-    for odd in ODD_VALUES:
-        _, beside = decode(types, [*some(DOUBLE), b'{"id":99,"x":%b}' % odd])
-        assert beside[: len(alone)] == alone
-
+from spool import open_spool
+from tests.decoding import GOOD_VALUES, KEY_TYPES, ODD_VALUES, check, decode, decoder, frame, some
 
 NULLS_OF_ALL_KINDS = [b'{"id":1}', b'{"id":2,"x":null}', b'{"id":3,"x":1,"y":null}', b'{"y":"a","id":4}']
 
@@ -366,8 +178,6 @@ def test_what_is_not_odd_is_decoded_at_once(sql_type: str) -> None:
 
 def joined_type(one: str, other: str) -> str:
     """Return the type that a column becomes."""
-    from columns import join
-
     both = join(one, other)
     assert both is not None
     assert both != one
@@ -527,25 +337,3 @@ async def test_equal_keys_are_noticed(sql_type: str, one: bytes, other: bytes, m
             made = decoder({"id": sql_type})
             assert len([row async for row in made.rows(spool, positions=False)]) == 2
             assert await made.may_share_keys() is may_share
-
-
-@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1), st.integers(1, 20))
-@example([5e-324, 2.2250738585072014e-308, 1.7976931348623157e308], 3)
-@settings(deadline=None)
-def test_numbers_are_never_rounded(numbers: list[float], digits: int) -> None:
-    """A number stands in a column of doubles only if it prints as it was written, however many digits it has."""
-    literals = [f"{number:.{digits}e}" for number in numbers] + [repr(number) for number in numbers]
-    records = [b'{"id":%d,"x":%b}' % (place, literal.encode()) for place, literal in enumerate(literals)]
-    _, rows = decode({"id": BIGINT, "x": DOUBLE}, records)
-    for _, found, place in rows:
-        assert Decimal(repr(found)) == Decimal(literals[place])
-    check({"id": BIGINT, "x": DOUBLE}, records)
-
-
-@given(st.lists(st.text("0123456789-:T.Z+ \\u", max_size=34), min_size=1, max_size=12), st.datetimes())
-@settings(deadline=None)
-def test_instants_are_never_reinterpreted(odd: list[str], moment: datetime) -> None:
-    """Whatever looks like an instant is one on both ways, or on none."""
-    spellings = [moment.isoformat() + zone for zone in ("Z", "+00:00", "-23:59", "+0100", "", "+01", "0Z")]
-    literals = [json.dumps(text).encode() for text in (*odd, *spellings)]
-    check({"id": BIGINT, "x": TIMESTAMPTZ}, [b'{"id":%d,"x":%b}' % pair for pair in enumerate(literals)])
