@@ -113,8 +113,9 @@ async def test_a_token_in_the_url_counts_for_nothing(service: Guarded) -> None:
     """Tokens are read from the header alone, and from one header alone."""
     for name in ("access_token", "token", "secret_key", "authorization"):
         assert await service.call(None, f"/runs?{name}={SECRET_KEY}") == 401
-    twice = [("Authorization", "Bearer wrong"), ("Authorization", f"Bearer {SECRET_KEY}")]
-    assert (await get(service.client, "/runs", headers=twice))[0] == 401
+    twice = [("Authorization", f"Bearer {SECRET_KEY}"), ("Authorization", "Bearer wrong")]
+    for headers in (twice, twice[::-1]):
+        assert (await get(service.client, "/runs", headers=headers))[0] == 401
 
 
 async def test_approving_a_hold_needs_admin(service: Guarded) -> None:
