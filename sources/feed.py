@@ -21,7 +21,7 @@ from sources.decompress import Decompressor
 from sources.fetch import is_end_marked, read_validators, request, translated
 from sources.layout import Layout
 
-CHUNK_BYTES = 1 << 19
+CHUNK_BYTES = 1 << 18
 _PROGRESS_INTERVAL_SECONDS = 0.1
 _TURN_SECONDS = 0.005
 
