@@ -31,11 +31,24 @@ NOTE_FOREIGN_WRITE = """
     END $$
 """
 
+# A cast cuts and rounds to a length or a scale without a word, so the value is also read without them: what comes out
+# must be the same. A domain stands for the type behind it.
 FITS = """
     CREATE FUNCTION lockstep.fits(value text, type_name text) RETURNS boolean LANGUAGE plpgsql STABLE AS $$
+    DECLARE
+        base oid := to_regtype(type_name);
+        limitless text;
+        comparable text;
+        same boolean;
     BEGIN
-        EXECUTE format('SELECT CAST($1 AS %s)', type_name) USING value;
-        RETURN true;
+        WHILE (SELECT typtype FROM pg_type WHERE oid = base) = 'd' LOOP
+            SELECT typbasetype INTO base FROM pg_type WHERE oid = base;
+        END LOOP;
+        limitless := format_type(base, -1);
+        comparable := CASE base WHEN 'numeric'::regtype THEN 'numeric' ELSE 'text' END;
+        EXECUTE format('SELECT $1::%s::%s::%s = $1::%s::%s', type_name, limitless, comparable, limitless, comparable)
+          INTO same USING value;
+        RETURN same;
     EXCEPTION WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded THEN
         RETURN false;
     END $$
