@@ -100,7 +100,7 @@ def list_users() -> None:
     async def work(_settings: Settings, database: Database) -> int:
         found = await select_users(database)
         rows = [(each.name, _words(each.scopes), _moment(each.created_at)) for each in found]
-        return _show("users", ("name", "scopes", "added"), rows)
+        return _show("Users", ("name", "scopes", "added"), rows)
 
     _run(work)
 
@@ -161,7 +161,7 @@ def list_tokens() -> None:
             )
             for each in await select_tokens(database)
         ]
-        return _show("tokens", ("id", "name", "scopes", "created", "expires", "last used"), rows)
+        return _show("Service tokens", ("id", "name", "scopes", "created", "expires", "last used"), rows)
 
     _run(work)
 
@@ -186,7 +186,7 @@ def _run(work: Callable[[Settings, Database], Awaitable[int]]) -> None:
 
 
 def _show(title: str, columns: Iterable[str], rows: Sequence[tuple[str, ...]]) -> int:
-    table = Table(title=f"{len(rows)} {title}", title_justify="left", title_style="bold")
+    table = Table(title=title, title_justify="left", title_style="bold")
     for column in columns:
         table.add_column(column)
     for row in rows:

@@ -244,8 +244,8 @@ class NotAuthorized(LockstepError):
 
     code = "not_authorized"
     default_remedy = (
-        "Send the header Authorization: Bearer with a token of POST /auth/token or of "
-        "python cli.py token create, or with the secret key."
+        "Send a token in the header Authorization, after the word Bearer: one of POST /auth/token "
+        "or of python cli.py token create, or the secret key itself."
     )
 
     def __init__(self, cause: str, *, token_given: bool = False) -> None:
@@ -259,7 +259,7 @@ class ScopeMissing(LockstepError):
     code = "insufficient_scope"
 
     def __init__(self, cause: str, *, scope: str) -> None:
-        super().__init__(cause, remedy=f"Use a token with the scope {scope}, or with the scope admin.")
+        super().__init__(cause, remedy=f"Use a token with the scope {' or '.join(dict.fromkeys((scope, 'admin')))}.")
         self.scope = scope
 
 

@@ -17,7 +17,9 @@ def read_all(app: Quart, *, most_bytes: int) -> None:
     async def read() -> None:
         if request.url_rule is not None:
             g.body = decode(
-                await request.get_data(cache=True, as_text=False, parse_form_data=False), request.headers.get("Content-Encoding", ""), most_bytes
+                await request.get_data(cache=True, as_text=False, parse_form_data=False),
+                request.headers.get("Content-Encoding", ""),
+                most_bytes,
             )
 
 
