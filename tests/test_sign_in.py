@@ -19,6 +19,7 @@ from store.access import SLOTS, address_slot, insert_user, name_slot, select_use
 from tests.access import PASSWORD, RULES, Guarded, guarded
 from tests.service import Feed, serve_feed
 from web.passwords import AT_ONCE, Passwords
+from web.sign_in import place_of
 
 WRONG = {"error": "invalid_grant", "error_description": "The user name or the password is wrong."}
 
@@ -178,6 +179,21 @@ async def test_an_address_can_try_so_often_only(service: Guarded) -> None:
     """Trying a few passwords on many names is counted by address."""
     tried = [(await service.sign_in(f"user{number}", "wrong"))[0] for number in range(RULES.attempts_per_address + 2)]
     assert tried == [400] * RULES.attempts_per_address + [429] * 2
+
+
+@pytest.mark.parametrize(
+    ("address", "place"),
+    [
+        ("203.0.113.9", "203.0.113.9"),
+        ("::ffff:203.0.113.9", "203.0.113.9"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+    ],
+)
+def test_a_site_of_ipv6_counts_as_one_address(address: str, place: str) -> None:
+    """Whoever has one address of IPv6 has 2 to the power of 64 of them."""
+    assert place_of(address) == place
 
 
 async def test_attempts_at_the_same_moment_count_too(service: Guarded) -> None:

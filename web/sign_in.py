@@ -149,7 +149,7 @@ def _fields(body: bytes) -> Mapping[str, str]:
 
 async def sign_in(asked: TokenRequest, slots_key: bytes, rules: SignInRules) -> User:
     """Return the user whose name and password these are; a wrong name and a wrong password look and last the same."""
-    database, place = current_service().database, _place(_address())
+    database, place = current_service().database, place_of(_address())
     address, name = address_slot(place, key=slots_key), name_slot(asked.username, key=slots_key)
     limits = {address: rules.attempts_per_address, name: rules.attempts_per_name}
     await count_attempt(database, slots=limits, window=rules.window)
@@ -181,7 +181,7 @@ def _address() -> str:
     return str(client[0]) if client else ""
 
 
-def _place(address: str) -> str:
+def place_of(address: str) -> str:
     """Return what is counted as one address."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
