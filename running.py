@@ -10,9 +10,10 @@ from dataclasses import asdict, replace
 
 import structlog
 
+import telemetry
 from errors import DatabaseBlocked, DatabaseError, DatabaseUnavailable, LockstepError, RunInterrupted
 from models import Report, RunStatus, Source
-from store import mirrors, runs
+from store import mirrors, owners, runs
 from store.database import Database
 
 log = structlog.get_logger()
@@ -49,8 +50,11 @@ async def run_to_end(database: Database, opened: Report, work: Work) -> Report:
         except Exception as error:
             unexpected = LockstepError(f"An unexpected error ended the run: {type(error).__name__}.")
             unexpected.run = opened.run
+            unexpected.__cause__ = error  # already now, so that the log tells where it came from
             await _close_failed(database, opened, "failed", unexpected, started)
             raise unexpected from error
+        finally:
+            owners.under_way.discard(opened.run)
         log.info("run_finished", **_canonical_line(report))
         return report
 
@@ -112,7 +116,9 @@ async def _naming_blockers(database: Database, source: Source, error: DatabaseBl
         holders = await mirrors.select_lock_holders(database, source)
         if holders:
             pids = ", ".join(map(str, holders))
-            return DatabaseBlocked(f"Backend {pids} holds a lock on {mirrors.mirror_name(source)} or its rows for too long.")
+            return DatabaseBlocked(
+                f"Backend {pids} holds a lock on {mirrors.mirror_name(source)} or its rows for too long."
+            )
     return error
 
 
@@ -124,7 +130,7 @@ async def _close_failed(
         opened,
         status=status,
         error=error.code,
-        cause=error.cause,
+        cause=telemetry.redact(error.cause),  # a source may repeat in its answer what it was sent
         remedy=error.remedy,
         duration_ms=milliseconds_since(started),
     )

@@ -6,7 +6,6 @@ no difference whether connections come straight from the server or through a poo
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Literal
@@ -30,6 +29,9 @@ Isolation = Literal["READ COMMITTED", "REPEATABLE READ"]
 CONNECT_TIMEOUT_SECONDS = 10
 IDLE_IN_TRANSACTION_SECONDS = 600
 """A transaction of ours waits for this process only; if that hangs for so long, the server may end it."""
+
+BROKEN = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What the driver raises on a broken connection; the last one when it breaks between two steps of a statement."""
 
 RUN_SETTING = "lockstep.run"
 """Set to the run's id in transactions of a run; the triggers take writes without it for foreign ones."""
@@ -103,7 +105,7 @@ class Database:
                     sa.select(*(sa.func.set_config(name, value, True) for name, value in settings.items()))
                 )
                 yield session
-        except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except (SQLAlchemyError, asyncpg.PostgresError, *BROKEN) as error:
             raise translate(error) from error
 
     async def ping(self) -> None:
@@ -180,7 +182,7 @@ def _original(error: BaseException) -> BaseException:
 
 def _is_lost_connection(error: BaseException, original: BaseException) -> bool:
     lost = isinstance(error, DBAPIError) and error.connection_invalidated
-    return lost or isinstance(original, OSError | TimeoutError | asyncio.TimeoutError | asyncpg.InterfaceError)
+    return lost or isinstance(original, BROKEN)
 
 
 def _first_line(error: BaseException) -> str:

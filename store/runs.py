@@ -8,50 +8,25 @@ given up for dead can never write.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from errors import ApprovalRefused, MirrorBusy, RunInterrupted
 from models import Counts, Problem, Report, RunRow, RunStatus
+from store import owners
 from store.database import Database
 
 LEASE = timedelta(seconds=30)
 RENEWAL_SECONDS = 8
 
 ENDED_WITHOUT_A_WORD = "The process that ran it ended before the run did."
-
-
-def _this_process() -> str:
-    """Name this process so that another one on the same host can tell whether it is alive."""
-    process = psutil.Process()
-    namespace = Path("/proc/self/ns/pid")
-    namespace_id = namespace.stat().st_ino if namespace.exists() else 0
-    return f"{socket.gethostname()}/{namespace_id}/{process.pid}/{process.create_time():.2f}"
-
-
-OWNER = _this_process()
-
-
-def _is_dead(owner: str) -> bool:
-    """Tell whether a run's process is certainly gone; one on another host may always be alive."""
-    place, _, process = owner.rpartition("/")
-    place, _, pid = place.rpartition("/")
-    if place != OWNER.rsplit("/", 2)[0]:
-        return False
-    try:
-        return f"{psutil.Process(int(pid)).create_time():.2f}" != process
-    except psutil.NoSuchProcess:
-        return True
 
 
 def _lease_end() -> sa.ColumnElement[datetime]:
@@ -63,15 +38,21 @@ async def insert_run(database: Database, *, source: str, mirror: str, approves: 
 
     With `approves`, raise ApprovalRefused unless that run holds deletions that nobody has approved yet.
     """
-    async with database.transaction() as session:
-        if approves is not None:
-            await select_hold(session, mirror, approves)
-        opened = await _open(session, source, mirror, approves)
-        if opened is None and await _interrupt_dead_runs(session, mirror):
+    opened: Report | None = None
+    try:
+        async with database.transaction() as session:
+            if approves is not None:
+                await select_hold(session, mirror, approves)
             opened = await _open(session, source, mirror, approves)
+            if opened is None and await _interrupt_dead_runs(session, mirror):
+                opened = await _open(session, source, mirror, approves)
+            if opened is not None:
+                return opened
+            running = await session.scalar(sa.select(RunRow).where(RunRow.mirror == mirror, RunRow.status == "running"))
+    except BaseException:
         if opened is not None:
-            return opened
-        running = await session.scalar(sa.select(RunRow).where(RunRow.mirror == mirror, RunRow.status == "running"))
+            owners.under_way.discard(opened.run)  # it may have been committed all the same
+        raise
     if running is None:
         # It ended between the statements, so the way is free now.
         return await insert_run(database, source=source, mirror=mirror, approves=approves)
@@ -86,12 +67,15 @@ async def _open(session: AsyncSession, source: str, mirror: str, approves: int |
     """Insert a running run, or return None if the mirror has one."""
     inserted = await session.execute(
         insert(RunRow)
-        .values(source=source, mirror=mirror, owner=OWNER, lease_until=_lease_end(), approves=approves)
+        .values(source=source, mirror=mirror, owner=owners.OWNER, lease_until=_lease_end(), approves=approves)
         .on_conflict_do_nothing(index_elements=["mirror"], index_where=RunRow.status == "running")
         .returning(RunRow)
     )
     row = inserted.scalar_one_or_none()
-    return _report(row) if row else None
+    if row is None:
+        return None
+    owners.under_way.add(row.id)  # before anybody can see it
+    return _report(row)
 
 
 async def select_hold(session: AsyncSession, mirror: str, run: int) -> int:
@@ -191,7 +175,7 @@ async def _interrupt_dead_runs(session: AsyncSession, mirror: str | None) -> int
     if mirror is not None:
         query = query.where(RunRow.mirror == mirror)
     running = await session.execute(query.with_for_update(skip_locked=True))
-    dead = [run for run, owner, expired in running if expired or _is_dead(owner)]
+    dead = [run for run, owner, expired in running if expired or owners.has_lost(run, owner)]
     if dead:
         await session.execute(
             sa.update(RunRow)

@@ -13,7 +13,7 @@ from sqlalchemy.engine import make_url
 
 from errors import DatabaseUnavailable, LockstepError, MirrorBusy, RunInterrupted
 from models import Counts
-from store import Database, journal, runs
+from store import Database, journal, owners, runs
 from sync import sync_data
 from tests.engine import Engine
 from tests.feed_server import Silence
@@ -78,7 +78,7 @@ class TestStaleRuns:
         """A process of this host that is gone does not block the mirror until its lease runs out."""
         ended = await asyncio.create_subprocess_exec(sys.executable, "-c", "")
         await ended.wait()
-        place = runs.OWNER.rsplit("/", 2)[0]
+        place = owners.OWNER.rsplit("/", 2)[0]
         stale = await pretend_running(engine, f"{place}/{ended.pid}/1.00")
         assert await runs.reap_stale_runs(engine.database) == 1
         report = await runs.select_run(engine.database, stale)
@@ -87,17 +87,23 @@ class TestStaleRuns:
 
     async def test_a_process_number_that_was_given_again_is_no_life(self, engine: Engine) -> None:
         """The time at which a process was started tells it from another one with its number."""
-        await pretend_running(engine, runs.OWNER.rpartition("/")[0] + "/1.00")
+        await pretend_running(engine, owners.OWNER.rpartition("/")[0] + "/1.00")
         assert await runs.reap_stale_runs(engine.database) == 1
 
     async def test_the_living_are_left_alone(self, engine: Engine) -> None:
         """Runs of this process and of other hosts go on as long as their lease holds."""
         await pretend_running(engine, "elsewhere/1/1/1.00")
         engine.configure(table="other")
-        await pretend_running(engine, runs.OWNER)
-        assert await runs.reap_stale_runs(engine.database) == 0
-        with pytest.raises(MirrorBusy):
-            await engine.sync_unaccounted()
+        async with engine.syncing(SNAPSHOT):
+            assert await runs.reap_stale_runs(engine.database) == 0
+            with pytest.raises(MirrorBusy):
+                await engine.sync_unaccounted()
+
+    async def test_a_run_that_its_process_does_not_know_is_given_up(self, engine: Engine) -> None:
+        """A run that was left behind because the connection broke while it was opened or closed is in nobody's way."""
+        await pretend_running(engine, owners.OWNER)
+        await engine.sync(SNAPSHOT)
+        await engine.check()
 
     async def test_a_run_that_was_given_up_cannot_write(self, engine: Engine) -> None:
         """A run that lost its lease while it fetched finds out before it writes anything."""
