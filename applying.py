@@ -150,6 +150,9 @@ class _Application:
             await self._load_straight()
         else:
             await self._stage_and_compare()
+        counts = self._outcome.counts
+        if counts.records and counts.rejected == counts.records and not self._mirror.has_rows:
+            raise self._nothing_fits()
         return self._outcome
 
     async def _leave_as_it_is(self) -> None:
@@ -175,8 +178,6 @@ class _Application:
         await self._demand_fit()
         if await self._decoder.may_share_keys():
             raise _StageFirst
-        if not created:
-            raise self._nothing_fits()
         if is_new:
             await shapes.create_primary_key(self._session, self._mirror)
         self._protect_rejected()

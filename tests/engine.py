@@ -244,9 +244,9 @@ def account(report: Report, before: State, after: State, journal: dict[Key, Entr
         assert not before.rows, "a run called itself a first load although there were rows"
         assert not journal
     else:
-        respelled = _respelled(before, after)
-        told = {key: _without(entry, respelled) for key, entry in journal.items()}
-        done = {key: _without(entry, respelled) for key, entry in done.items() if key in journal or not respelled}
+        names = respelled(before, after)
+        told = {key: _without(entry, names) for key, entry in journal.items()}
+        done = {key: _without(entry, names) for key, entry in done.items() if key in journal or not names}
         told = {key: entry for key, entry in told.items() if key in done or entry.changes}
         assert told == done
     ops = Counter(entry.op for entry in (done if report.first_load else journal).values())
@@ -267,7 +267,7 @@ def difference(before: State, after: State) -> dict[Key, Entry]:
         if key not in before.rows:
             found[key] = Entry(op="created", changes=changes)
         elif old.deleted and new.deleted:
-            kept = old.values.keys() - _respelled(before, after)
+            kept = old.values.keys() - respelled(before, after)
             assert all(same(old.values[name], new.values[name]) for name in kept), "a tombstone has changed"
         elif old.deleted or new.deleted:
             found[key] = Entry(op="restored" if old.deleted else "deleted", changes=changes)
@@ -307,7 +307,7 @@ def dump(records: Sequence[Mapping[str, Any]]) -> bytes:
     return json.dumps(records, ensure_ascii=False).encode()
 
 
-def _respelled(before: State, after: State) -> set[str]:
+def respelled(before: State, after: State) -> set[str]:
     """Return fields that held instants: these look otherwise in another type, which alone is no change of a row."""
     return {name for name, sql_type in before.types.items() if sql_type == INSTANT != after.types.get(name)}
 

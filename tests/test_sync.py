@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from errors import SourceError, SourceIncomplete, SourceInvalid
 from models import Counts, Problem
+from sync import plan_data
 from tests.engine import Engine
 from tests.feed_server import Answer, Truncate
 
@@ -311,12 +312,22 @@ class TestRejected:
         assert sorted(problem.position for problem in report.problems) == [1, 2, 3]
         await engine.check_idle()
 
-    async def test_nothing_but_rejected_records_is_an_error(self, engine: Engine) -> None:
-        """A source of which nothing can be stored is most likely the wrong one, so the run fails and says why."""
-        with pytest.raises(SourceInvalid, match="missing or null") as caught:
-            await engine.sync([{"name": "one"}, {"name": "two"}])
+    @pytest.mark.parametrize(
+        ("body", "reason"),
+        [
+            (b'[{"name": "one"}, {"name": "two"}]', "missing or null"),
+            (b"[1, 2]", "object"),
+            (b'[{"id": "\\ud800"}]', "surrogate"),
+        ],
+    )
+    async def test_nothing_but_rejected_records_is_an_error(self, engine: Engine, body: bytes, reason: str) -> None:
+        """A source of which nothing can be stored is most likely the wrong one, so run and plan fail and say why."""
+        with pytest.raises(SourceInvalid, match=reason) as caught:
+            await engine.sync(body)
         assert caught.value.run is not None
         assert await engine.sql.fetchval("SELECT to_regclass('my_data')") is None
+        with pytest.raises(SourceInvalid, match=reason):
+            await plan_data(engine.database, engine.source)
 
     async def test_many_problems_are_counted_and_some_are_kept(self, engine: Engine) -> None:
         """All rejected records are counted; the first hundred are kept in detail."""
