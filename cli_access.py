@@ -197,7 +197,7 @@ def _show(title: str, columns: Iterable[str], rows: Sequence[tuple[str, ...]]) -
 
 def _say_when_nothing_is_asked_for(settings: Settings) -> None:
     if not settings.needs_secret:
-        errors_output.print(Text("As long as no SECRET_KEY is set, the service asks nobody on this machine for it."))
+        errors_output.print(Text("The service asks nobody on this machine for it, unless REQUIRE_TOKEN=true is set."))
 
 
 def _words(scopes: Iterable[str]) -> str:

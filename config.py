@@ -177,6 +177,7 @@ class Settings(BaseSettings):
     db_schema: Annotated[str, AfterValidator(_check_schema)] = "public"
     max_delete_rows: Annotated[int, Field(ge=0)] = Source.max_delete_rows
     max_delete_share: Annotated[float, Field(ge=0, le=1)] = Source.max_delete_share
+    purge_after_days: Annotated[float, Field(gt=0, le=36_500)] | None = None
 
     source_connect_timeout_seconds: Seconds = Source.connect_timeout_seconds
     source_read_timeout_seconds: Seconds = Source.read_timeout_seconds
@@ -202,6 +203,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Port = 5001
     secret_key: SecretStr | None = Field(None, validation_alias=AliasChoices("secret_key", "app.secret_key"))
+    require_token: bool | None = None
     token_lifetime_seconds: Annotated[int, Field(ge=1, le=86_400)] = 900
     settle_seconds: SecondsOrNone = 1.0
     workers_count: Positive = 1
@@ -219,6 +221,10 @@ class Settings(BaseSettings):
                 "HOST: other machines could reach this address, so SECRET_KEY must be set too; "
                 "callers then send it as Authorization: Bearer. Or set HOST=127.0.0.1"
             )
+        if self.require_token and self.secret_key is None:
+            raise ValueError("REQUIRE_TOKEN: tokens are signed with a key, so SECRET_KEY must be set too")
+        if self.require_token is False and not is_loopback(self.host):
+            raise ValueError("REQUIRE_TOKEN: other machines could reach this HOST, so callers must prove who they are")
         if self.database_url is None and (self.username_for_sql is None) != (self.password_for_sql is None):
             given, missing = "username_for_sql", "password_for_sql"
             if self.username_for_sql is None:
@@ -252,8 +258,8 @@ class Settings(BaseSettings):
 
     @property
     def needs_secret(self) -> bool:
-        """Whether callers must prove who they are."""
-        return self.secret_key is not None
+        """Whether callers must prove who they are: unless told otherwise, where other machines reach the service."""
+        return not is_loopback(self.host) if self.require_token is None else self.require_token
 
     @property
     def pool_size_per_worker(self) -> int:
@@ -277,6 +283,7 @@ class Settings(BaseSettings):
             allow_private=self.allow_private or self.source_url is None,
             max_delete_rows=self.max_delete_rows,
             max_delete_share=self.max_delete_share,
+            purge_after_days=self.purge_after_days,
             attempts=self.source_attempts,
             connect_timeout_seconds=self.source_connect_timeout_seconds,
             read_timeout_seconds=self.source_read_timeout_seconds,

@@ -75,6 +75,7 @@ async def guarded(feed: Feed, database_url: str, database: Database, **given: An
         "settle_seconds": 0,
         "source_attempts": 1,
         "secret_key": SECRET_KEY,
+        "require_token": True,
     } | given
     async with served(create_app(load_settings(**settings), sign_in_rules=RULES)) as client:
         yield Guarded(client, database, feed, settings)

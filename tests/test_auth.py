@@ -47,7 +47,7 @@ async def service(
 
 def routes(**settings: Any) -> list[tuple[str, str, str]]:
     """Return endpoint, method and path of every route there is, with or without a sample feed."""
-    app = create_app(load_settings(secret_key=SECRET_KEY, **settings))
+    app = create_app(load_settings(secret_key=SECRET_KEY, require_token=True, **settings))
     return [
         (str(rule.endpoint), method, rule.rule.replace("<int:run>", "1"))
         for rule in app.url_map.iter_rules()
@@ -143,6 +143,17 @@ async def test_on_loopback_without_configuration_nothing_is_asked_for(
         assert (await get(client, "/sync_data?approve=1"))[0] == 409
         async with client.post("/auth/token", data={"grant_type": "password"}) as response:
             assert (response.status, (await response.json())["error"]) == (400, "invalid_request")
+
+
+async def test_a_key_alone_asks_nobody_on_loopback(
+    feed: Feed, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that is set anyway does not lock out the curl of the same machine, unless tokens are required."""
+    monkeypatch.chdir(tmp_path)
+    given = {"source_url": feed.url, "database_url": database_url, "settle_seconds": 0, "secret_key": SECRET_KEY}
+    for required, status in ((None, 200), (False, 200), (True, 401)):
+        async with served(create_app(load_settings(**given, require_token=required))) as client:
+            assert (await get(client, "/sync_data"))[0] == status
 
 
 async def test_a_service_without_a_secret_key_is_for_loopback_only(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("own_logging")
 def run(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Give a way to run a command that reads `said` from its standard input, without waiting for a process."""
     monkeypatch.chdir(tmp_path)
-    for name, value in {"DATABASE_URL": database_url, "SECRET_KEY": SECRET_KEY, "COLUMNS": "200"}.items():
+    for name, value in {"DATABASE_URL": database_url, "SECRET_KEY": SECRET_KEY, "REQUIRE_TOKEN": "true", "COLUMNS": "200"}.items():
         monkeypatch.setenv(name, value)
 
     def invoke(*arguments: str, said: str = "") -> Result:
@@ -109,7 +109,7 @@ def test_wrong_usage_is_said(run: Run, arguments: tuple[str, ...], said: str) ->
 
 
 async def test_what_has_no_effect_yet_is_said(tmp_path: Path, database_url: str) -> None:
-    """Without a secret key the service asks nobody, and whoever makes a token is told so."""
+    """On loopback the service asks nobody, and whoever makes a token is told so."""
     shell = Shell(tmp_path, DATABASE_URL=database_url)
     code, _, errors = await shell.run("token", "create", "cron", "--scope", "read")
-    assert (code, "SECRET_KEY" in errors) == (0, True)
+    assert (code, "REQUIRE_TOKEN" in errors) == (0, True)

@@ -280,6 +280,7 @@ async def test_no_secret_leaves_the_service(
         "settle_seconds": 0,
         "log_level": "DEBUG",
         "secret_key": SECRET_KEY,
+        "require_token": True,
     }
     settings = load_settings(**({"database_url": database_url} | given))
     set_up_logging(settings, console=False)
