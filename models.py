@@ -31,7 +31,7 @@ class Source:
     """
 
     name: str
-    url: str
+    url: str = field(repr=False)
     key: tuple[str, ...] = ("id",)
     table: str = "my_data"
     db_schema: str = "public"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -12,6 +13,7 @@ from yarl import URL
 
 _PRIVATE_SUFFIXES = (".localhost", ".local", ".internal", ".lan", ".home.arpa", ".cluster.local")
 _MASK = "***"
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>]+")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -86,6 +88,11 @@ def redact(url: str) -> str:
     place = parts.netloc.rpartition("@")[2]
     query = "&".join(_mask(field) for field in parts.query.split("&")) if parts.query else ""
     return urlunsplit((parts.scheme, place, parts.path, query, ""))
+
+
+def redact_all(text: str) -> str:
+    """Return `text` with every URL in it redacted."""
+    return _URL.sub(lambda match: redact(match[0]), text)
 
 
 def _mask(field: str) -> str:

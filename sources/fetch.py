@@ -21,7 +21,7 @@ from errors import (
     SourceUnreachable,
 )
 from models import Source, Validators
-from sources.address import AddressGuard, may_be_private, origin, redact
+from sources.address import AddressGuard, may_be_private, origin, redact, redact_all
 from sources.decompress import ACCEPTED
 
 VERSION = "0.1.0"
@@ -34,6 +34,10 @@ _HEADERS = {
     "User-Agent": f"Lockstep/{VERSION}",
 }
 _CREDENTIALS_REMEDY = "Nothing was written. Check the credentials in SOURCE_URL and the rights they have at the source."
+
+
+class ForeignError(Exception):
+    """An error of aiohttp whose own text tells the whole URL: what it said, without the URL's secrets."""
 
 
 @asynccontextmanager
@@ -100,12 +104,12 @@ def translated(source: Source, guard: AddressGuard | None = None) -> Iterator[No
         seconds = source.connect_timeout_seconds
         raise SourceTimeout(
             f"No connection for {place} within {seconds:g} s (SOURCE_CONNECT_TIMEOUT_SECONDS)."
-        ) from exc
+        ) from _muted(exc)
     except aiohttp.ServerTimeoutError as exc:
         seconds = source.read_timeout_seconds
         raise SourceTimeout(f"{place} sent nothing for {seconds:g} s (SOURCE_READ_TIMEOUT_SECONDS).") from exc
     except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as exc:
-        raise SourceIncomplete(f"The answer of {place} ended early, or its HTTP framing is damaged.") from exc
+        raise SourceIncomplete(f"The answer of {place} ended early, or its HTTP framing is damaged.") from _muted(exc)
     except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError) as exc:
         raise SourceUnreachable(f"{place} offers no TLS that can be trusted: {_say_why(exc)}.") from exc
     except aiohttp.ClientConnectorError as exc:
@@ -117,9 +121,16 @@ def translated(source: Source, guard: AddressGuard | None = None) -> Iterator[No
     except (aiohttp.ClientConnectionError, OSError) as exc:
         raise SourceUnreachable(f"The connection for {place} broke ({type(exc).__name__}).") from exc
     except aiohttp.InvalidURL as exc:
-        raise AddressRefused(f"{place} leads to a host that is not written as one ({exc.description}).") from exc
+        raise AddressRefused(f"{place} leads to a host that is not written as one ({exc.description}).") from _muted(exc)
+    except UnicodeError as exc:
+        raise AddressRefused(f"{place} leads to a host whose name is not one ({type(exc).__name__}).") from exc
     except aiohttp.ClientError as exc:
-        raise SourceUnreachable(f"The request for {place} failed ({type(exc).__name__}).") from exc
+        raise SourceUnreachable(f"The request for {place} failed ({type(exc).__name__}).") from _muted(exc)
+
+
+def _muted(error: Exception) -> ForeignError:
+    muted = ForeignError(f"{type(error).__name__}: {redact_all(str(error))}")
+    return muted.with_traceback(error.__traceback__)
 
 
 def _say_why(error: BaseException) -> str:
@@ -131,16 +142,16 @@ def _say_why(error: BaseException) -> str:
 def _parse(url: str) -> URL:
     try:
         parsed = URL(url)
-    except ValueError as exc:
-        raise SourceInvalid(f"{redact(url)} is not a URL.") from exc
+    except ValueError:
+        raise SourceInvalid(f"{redact(url)} is not a URL.") from None  # what it says repeats the URL
     return _checked(parsed)
 
 
 def _target(base: URL, location: str) -> URL:
     try:
         target = base.join(URL(location))
-    except ValueError as exc:
-        raise SourceInvalid(f"{redact(str(base))} redirects to something that is not a URL.") from exc
+    except ValueError:
+        raise SourceInvalid(f"{redact(str(base))} redirects to something that is not a URL.") from None
     return _checked(target)
 
 
