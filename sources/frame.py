@@ -14,7 +14,7 @@ from sources.verdict import excerpt, without_surrogates
 MAX_DEPTH = 500
 _SHOWN_FIELDS = 20
 _TOKENS_PER_TURN = 20_000
-_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\],:]|[^"{}\[\],:\s]++|"', re.DOTALL)
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\],:]|[^"{}\[\],: \t\n\r]++|"', re.DOTALL)
 _PLACEHOLDER = b'["the records"]'
 
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
