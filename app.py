@@ -21,7 +21,7 @@ from errors import BadRequest, LockstepError, SettingError
 from models import Source
 from store.database import Database
 from store.embedded import EmbeddedServer
-from web import auth, bodies, headers, health, parameters, runs
+from web import auth, bodies, headers, health, parameters, runs, tables, undo
 from web.answers import answer, error_answer, http_error_answer, plan_content, report_answer, unexpected_error_answer
 from web.sample import pinned, sample_blueprint
 from web.service import GivenServer, Server, Service, current_service
@@ -76,7 +76,8 @@ def create_app(settings: Settings, *, sign_in_rules: SignInRules | None = None) 
     app.add_url_rule("/", view_func=hello_world, methods=["GET"])
     app.add_url_rule("/sync_data", view_func=sync_data, methods=["GET", "POST"])
     app.register_blueprint(health.blueprint)
-    app.register_blueprint(runs.blueprint)
+    for blueprint in (runs.blueprint, tables.blueprint, undo.blueprint):
+        app.register_blueprint(blueprint)
     if settings.uses_sample:
         app.register_blueprint(sample_blueprint(path=SAMPLE_PATH, data_dir=settings.data_dir))
     keys = access_keys(settings)

@@ -22,6 +22,7 @@ import app
 import sync as engine
 from cli_access import token, user
 from cli_support import DIFFERENT, DONE, done, errors_output, output, reporting, safe, show_error, with_database
+from cli_undo import pause, resume, undo
 from config import SAMPLE_PATH, Settings
 from errors import LockstepError, SettingError
 from models import Counts, Difference, Problem, Report, Source
@@ -262,8 +263,8 @@ def _progress_bar() -> Iterator[OnProgress]:
         yield advance
 
 
-cli.add_command(user)
-cli.add_command(token)
+for command in (undo, pause, resume, user, token):
+    cli.add_command(command)
 
 if __name__ == "__main__":
     cli()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import structlog
@@ -12,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from applying import FetchAll, apply
 from deciding import Order, Outcome, total
+from errors import DatabaseError
 from gathering import Gathered, OnProgress, gather
 from models import KEPT_PROBLEMS, Counts, Plan, Report, RunStatus, Source, Verification
 from running import milliseconds_since, run_to_end, written
@@ -20,6 +22,9 @@ from store import mirrors, runs
 from store.database import Database
 
 log = structlog.get_logger()
+
+PURGED_AT_ONCE = 50_000
+"""How many tombstones one transaction deletes, so that none lasts long."""
 
 
 async def sync_data(
@@ -45,7 +50,10 @@ async def sync_data(
             run = _Run(database, source, opened, spool, started, on_progress)
             return await run.carry_out(plan=plan, trust_fingerprints=trust_fingerprints)
 
-    return await run_to_end(database, opened, work)
+    report = await run_to_end(database, opened, work)
+    if source.purge_after_days is not None and report.status in ("succeeded", "unchanged"):
+        await _purge(database, source, report.run, timedelta(days=source.purge_after_days))
+    return report
 
 
 async def plan_data(
@@ -175,6 +183,20 @@ class _Run:
             cause=outcome.held_because,
             problems=tuple(outcome.problems[:KEPT_PROBLEMS]),
         )
+
+
+async def _purge(database: Database, source: Source, run: int, age: timedelta) -> None:
+    """Delete tombstones that are older than the source keeps them; the run has ended well whatever becomes of it."""
+    purged, last = 0, PURGED_AT_ONCE
+    try:
+        while last >= PURGED_AT_ONCE:
+            async with database.transaction(run=run) as session:
+                last = await mirrors.delete_tombstones(session, source, age=age, limit=PURGED_AT_ONCE)
+            purged += last
+    except DatabaseError as error:
+        log.warning("tombstones_not_purged", run=run, source=source.name, cause=error.cause, remedy=error.remedy)
+    if purged:
+        log.info("tombstones_purged", run=run, source=source.name, rows=purged)
 
 
 async def _look(

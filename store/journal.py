@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from models import Change, ChangeRow, Operation, RunRow
@@ -10,6 +15,13 @@ from store.database import Database
 
 JOURNAL_LOCK = 0x10C5_7E9_0001
 """Key of the advisory lock that makes the order of `seq` the order of commits, over all mirrors."""
+
+
+PREFER_THE_INDEX = sa.select(sa.func.set_config("enable_seqscan", "off", True))
+"""Keys lie in the journal in no order, from which the planner concludes that their index leads everywhere at once.
+
+It does not, for what it holds of every block is a Bloom filter.
+"""
 
 
 async def lock_journal(session: AsyncSession) -> None:
@@ -35,18 +47,43 @@ async def select_changes(
     if run is not None:
         query = query.where(ChangeRow.run == run)
     async with database.transaction() as session:
-        return [
-            Change(
-                seq=row.seq,
-                run=row.run,
-                table=row.mirror,
-                key=row.key,
-                op=_operation(row.op),
-                changes={name: (old, new) for name, (old, new) in row.changes.items()},
-                at=at,
-            )
-            for row, at in await session.execute(query)
-        ]
+        return [_change(row, at) for row, at in await session.execute(query)]
+
+
+async def select_history(
+    session: AsyncSession, mirror: str, key: Mapping[str, Any], *, before: int | None = None, limit: int
+) -> list[Change]:
+    """Return the changes of one row, newest first, older than `before` if that is given."""
+    query = history_query(mirror, key, limit=limit)
+    if before is not None:
+        query = query.where(ChangeRow.seq < before)
+    await session.execute(PREFER_THE_INDEX)
+    return [_change(row, at) for row, at in await session.execute(query)]
+
+
+def history_query(mirror: str, key: Mapping[str, Any], *, limit: int) -> sa.Select[ChangeRow, datetime]:
+    """Return the query for the newest changes of one row; the index has hashes, for whole keys could be too long."""
+    bound, seed = sa.literal(dict(key), JSONB), sa.literal_column("0", sa.BigInteger)
+    same_hash = sa.func.jsonb_hash_extended(ChangeRow.key, seed) == sa.func.jsonb_hash_extended(bound, seed)
+    return (
+        sa.select(ChangeRow, sa.func.coalesce(RunRow.finished_at, RunRow.started_at))
+        .join(RunRow, RunRow.id == ChangeRow.run)
+        .where(same_hash, ChangeRow.mirror == mirror, ChangeRow.key == bound)
+        .order_by(ChangeRow.seq.desc())
+        .limit(limit)
+    )
+
+
+def _change(row: ChangeRow, at: datetime) -> Change:
+    return Change(
+        seq=row.seq,
+        run=row.run,
+        table=row.mirror,
+        key=row.key,
+        op=_operation(row.op),
+        changes={name: (old, new) for name, (old, new) in row.changes.items()},
+        at=at,
+    )
 
 
 def _operation(op: str) -> Operation:

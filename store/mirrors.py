@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterable, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -257,6 +258,19 @@ async def count_live_rows(session: AsyncSession, mirror: Mirror) -> int:
     if mirror.has_tombstones:
         query = query.where(table.c[DELETED_AT].is_(None))
     return await session.scalar(query) or 0
+
+
+async def delete_tombstones(session: AsyncSession, source: Source, *, age: timedelta, limit: int) -> int:
+    """Delete tombstones that are older than `age`, about `limit` of them at most; return how many there were."""
+    table = mirror_table(source.table, source.db_schema, {})
+    if not await session.scalar(sa.select(sa.func.to_regclass(f"{_quote(source.db_schema)}.{_quote(source.table)}"))):
+        return 0
+    place: sa.ColumnElement[Any] = sa.literal_column("ctid")
+    is_old = table.c[DELETED_AT] < sa.func.now() - age
+    some = sa.select(place).select_from(table).where(is_old).limit(limit)
+    # Places are unique within a partition only, so a row has to be old itself, too.
+    deleted = await session.execute(sa.delete(table).where(place.in_(some), is_old).returning(sa.literal(1)))
+    return len(deleted.all())
 
 
 async def select_lock_holders(database: Database, source: Source) -> list[int]:

@@ -18,8 +18,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from errors import ApprovalRefused, MirrorBusy, RunInterrupted
-from models import Counts, Problem, Report, RunRow, RunStatus
+from errors import ApprovalRefused, MirrorBusy, RunInterrupted, SourcePaused
+from models import Counts, MirrorRow, Problem, Report, RunRow, RunStatus
 from store import owners
 from store.database import Database
 
@@ -33,21 +33,27 @@ def _lease_end() -> sa.ColumnElement[datetime]:
     return sa.func.clock_timestamp() + sa.literal(LEASE)
 
 
-async def insert_run(database: Database, *, source: str, mirror: str, approves: int | None = None) -> Report:
-    """Open a run, committed at once; raise MirrorBusy if the mirror has one under way.
+async def insert_run(
+    database: Database, *, source: str, mirror: str, approves: int | None = None, undoes: int | None = None
+) -> Report:
+    """Open a run, committed at once; raise MirrorBusy if the mirror has one under way, SourcePaused if it must not.
 
-    With `approves`, raise ApprovalRefused unless that run holds deletions that nobody has approved yet.
+    With `approves`, raise ApprovalRefused unless that run holds deletions that nobody has approved yet. A run that
+    `undoes` another one may be opened while the source is paused.
     """
+    values = {"source": source, "mirror": mirror, "approves": approves, "undoes": undoes}
     opened: Report | None = None
     try:
         async with database.transaction() as session:
             if approves is not None:
                 await select_hold(session, mirror, approves)
-            opened = await _open(session, source, mirror, approves)
+            opened = await _open(session, values)
             if opened is None and await _interrupt_dead_runs(session, mirror):
-                opened = await _open(session, source, mirror, approves)
+                opened = await _open(session, values)
             if opened is not None:
                 return opened
+            if undoes is None:
+                await _demand_unpaused(session, source, mirror)
             running = await session.scalar(sa.select(RunRow).where(RunRow.mirror == mirror, RunRow.status == "running"))
     except BaseException:
         if opened is not None:
@@ -55,7 +61,7 @@ async def insert_run(database: Database, *, source: str, mirror: str, approves: 
         raise
     if running is None:
         # It ended between the statements, so the way is free now.
-        return await insert_run(database, source=source, mirror=mirror, approves=approves)
+        return await insert_run(database, source=source, mirror=mirror, approves=approves, undoes=undoes)
     raise MirrorBusy(
         f"Run {running.id} has been syncing {mirror} since {running.started_at:%Y-%m-%d %H:%M:%S} UTC.",
         run=running.id,
@@ -63,11 +69,20 @@ async def insert_run(database: Database, *, source: str, mirror: str, approves: 
     )
 
 
-async def _open(session: AsyncSession, source: str, mirror: str, approves: int | None) -> Report | None:
-    """Insert a running run, or return None if the mirror has one."""
+async def _open(session: AsyncSession, values: dict[str, Any]) -> Report | None:
+    """Insert a running run, or return None if the mirror has one, or if it is paused and this is not an undo."""
+    paused = sa.exists().where(MirrorRow.name == values["mirror"], MirrorRow.paused_since.is_not(None))
+    columns = RunRow.__table__.c
+    opening: dict[str, sa.ColumnElement[Any]] = {
+        name: sa.literal(value, columns[name].type) for name, value in values.items()
+    }
+    opening |= {"owner": sa.literal(owners.OWNER), "lease_until": _lease_end()}
+    chosen = sa.select(*opening.values())
+    if values["undoes"] is None:
+        chosen = chosen.where(~paused)
     inserted = await session.execute(
         insert(RunRow)
-        .values(source=source, mirror=mirror, owner=owners.OWNER, lease_until=_lease_end(), approves=approves)
+        .from_select(list(opening), chosen)
         .on_conflict_do_nothing(index_elements=["mirror"], index_where=RunRow.status == "running")
         .returning(RunRow)
     )
@@ -76,6 +91,12 @@ async def _open(session: AsyncSession, source: str, mirror: str, approves: int |
         return None
     owners.under_way.add(row.id)  # before anybody can see it
     return _report(row)
+
+
+async def _demand_unpaused(session: AsyncSession, source: str, mirror: str) -> None:
+    row = await session.get(MirrorRow, mirror)
+    if row is not None and row.paused_since is not None:
+        raise SourcePaused(source=source, since=row.paused_since, reason=row.pause_reason or "")
 
 
 async def select_hold(session: AsyncSession, mirror: str, run: int) -> int:
@@ -205,6 +226,7 @@ def _report(row: RunRow) -> Report:
         first_load=row.first_load,
         not_modified=row.not_modified,
         approves=row.approves,
+        undoes=row.undoes,
         error=row.error,
         cause=row.cause,
         remedy=row.remedy,

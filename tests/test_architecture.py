@@ -33,11 +33,13 @@ MAY_IMPORT = {
         "errors models telemetry columns values fingerprints spool store sources records rows "
         "deciding gathering applying running"
     ),
-    "web": "errors models access telemetry columns store sources sync",
-    "app": "errors models access config telemetry columns store sources sync web",
+    "undoing": "errors models telemetry store applying running",
+    "web": "errors models access telemetry columns store sources sync undoing",
+    "app": "errors models access config telemetry columns store sources sync undoing web",
     "cli_support": "errors models config telemetry store web app",
     "cli_access": "errors config access telemetry store web cli_support",
-    "cli": "errors models config telemetry columns store sources sync web app cli_support cli_access",
+    "cli_undo": "errors config models store undoing app cli_support",
+    "cli": "errors models config telemetry columns store sources sync undoing web app cli_support cli_access cli_undo",
 }
 
 # Libraries that only some units may know.
@@ -46,7 +48,7 @@ CONFINED = {
     "quart": "web app cli",
     "hypercorn": "web app",
     "asyncpg": "store fast_rows",
-    "click": "cli cli_access",
+    "click": "cli cli_access cli_undo",
     "joserfc": "web",
     "argon2": "web",
 }

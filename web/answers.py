@@ -33,6 +33,8 @@ HTTP_STATUS: Mapping[type[errors.LockstepError], HTTPStatus] = MappingProxyType(
         errors.DatabaseError: HTTPStatus.SERVICE_UNAVAILABLE,
         errors.MirrorBusy: HTTPStatus.CONFLICT,
         errors.PlanStale: HTTPStatus.CONFLICT,
+        errors.SourcePaused: HTTPStatus.CONFLICT,
+        errors.UndoRefused: HTTPStatus.CONFLICT,
         errors.ApprovalRefused: HTTPStatus.CONFLICT,
         errors.RunInterrupted: HTTPStatus.SERVICE_UNAVAILABLE,
         errors.NotAuthorized: HTTPStatus.UNAUTHORIZED,
@@ -45,7 +47,12 @@ HTTP_STATUS: Mapping[type[errors.LockstepError], HTTPStatus] = MappingProxyType(
     }
 )
 RUN_WORDS = MappingProxyType(
-    {errors.MirrorBusy: "busy", errors.PlanStale: "stale", errors.RunInterrupted: "interrupted"}
+    {
+        errors.MirrorBusy: "busy",
+        errors.SourcePaused: "paused",
+        errors.PlanStale: "stale",
+        errors.RunInterrupted: "interrupted",
+    }
 )
 """What `status` says of a run that did not succeed, where it is not "failed"."""
 
@@ -199,6 +206,20 @@ def report_content(report: Report) -> dict[str, Any]:
     return content | _problems(report.counts.duplicates, report.problems)
 
 
+def undo_content(report: Report) -> dict[str, Any]:
+    """Return the members of an answer about a run that undid another."""
+    return {
+        "run": report.run,
+        "undoes": report.undoes,
+        "source": report.source,
+        "status": report.status,
+        "message": f"Run {report.undoes} is undone, and the source is paused",
+        **_changed(report),
+        "duration_ms": report.duration_ms,
+        "resume": f"/sources/{report.source}/resume",
+    }
+
+
 def run_content(report: Report, *, with_problems: bool) -> dict[str, Any]:
     """Return a run as `/runs` shows it, whatever became of it."""
     content: dict[str, Any] = {
@@ -216,7 +237,7 @@ def run_content(report: Report, *, with_problems: bool) -> dict[str, Any]:
         "first_load": report.first_load,
         "not_modified": report.not_modified,
     }
-    optional = {"approves": report.approves, "error": report.error, "cause": report.cause, "remedy": report.remedy}
+    optional = {name: getattr(report, name) for name in ("approves", "undoes", "error", "cause", "remedy")}
     content |= {name: value for name, value in optional.items() if value is not None}
     if with_problems:
         content["problems"] = [problem_content(item) for item in report.problems]

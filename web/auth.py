@@ -33,6 +33,7 @@ NEEDED_SCOPES: MappingProxyType[str, Scope] = MappingProxyType(
         "runs.list_runs": "read",
         "runs.show_run": "read",
         "runs.list_changes": "read",
+        "tables.show_history": "read",
     }
 )
 """What a caller must be allowed by endpoint; one that is not named here needs `admin`."""

@@ -18,6 +18,7 @@ from models import Plan, Report, Source
 from store.database import Database
 from store.migrations import upgrade
 from store.runs import reap_stale_runs
+from undoing import undo_run
 
 WAIT_SECONDS = 1.0
 """Between two attempts to reach a database that is away."""
@@ -138,6 +139,10 @@ class Service:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), self._settle_seconds)
         return report
+
+    async def undo(self, run: int) -> Report:
+        """Take a run back, even when the caller goes away."""
+        return await self._finish(undo_run(self.database, self.source, run))
 
     async def plan(self) -> Plan:
         """Find out what a sync would do now."""

@@ -1,0 +1,64 @@
+"""Pauses: while a source is paused, its mirror is left as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from models import MirrorRow, Source
+from store.database import Database
+from store.mirrors import mirror_name
+
+
+async def pause(database: Database, source: Source, *, reason: str) -> bool:
+    """Have a source not synced from now on; return False if it is paused already."""
+    async with database.transaction() as session:
+        # Its mirror need not have been made yet.
+        await session.execute(
+            insert(MirrorRow).values(name=mirror_name(source), key=list(source.key)).on_conflict_do_nothing()
+        )
+        paused = await session.execute(
+            sa.update(MirrorRow)
+            .where(MirrorRow.name == mirror_name(source), MirrorRow.paused_since.is_(None))
+            .values(**paused_because(reason))
+            .returning(MirrorRow.name)
+        )
+        return paused.scalar_one_or_none() is not None
+
+
+async def resume(database: Database, source: Source) -> bool:
+    """Have a source synced again; return False if it is not paused."""
+    async with database.transaction() as session:
+        resumed = await session.execute(
+            sa.update(MirrorRow)
+            .where(MirrorRow.name == mirror_name(source), MirrorRow.paused_since.is_not(None))
+            .values(paused_since=None, pause_reason=None)
+            .returning(MirrorRow.name)
+        )
+        return resumed.scalar_one_or_none() is not None
+
+
+async def update_undone(session: AsyncSession, source: Source, *, run: int, undone: int, more_rows: int) -> None:
+    """Write down that a run has undone another: the mirror is no longer what the source last said, and is to stay so.
+
+    `more_rows` is how many live rows were added by that.
+    """
+    await session.execute(
+        sa.update(MirrorRow)
+        .where(MirrorRow.name == mirror_name(source))
+        .values(
+            etag=None,
+            last_modified=None,
+            last_run=run,
+            live_rows=MirrorRow.live_rows + more_rows,
+            **paused_because(f"run {run} undid run {undone}"),
+        )
+    )
+
+
+def paused_because(reason: str) -> dict[str, Any]:
+    """Return the values of a pause that begins now."""
+    return {"paused_since": sa.func.now(), "pause_reason": reason}
