@@ -111,6 +111,7 @@ async def secretive(
         tmp_path,
         source_url=secret_url(engine.feed.url),
         secret_key=SECRET_KEY,
+        require_token=True,
         log_level="DEBUG",
         log_format=request.param,
         source_read_timeout_seconds=0.1,
@@ -205,7 +206,7 @@ async def test_no_value_prints_its_canary(engine: Engine, database_url: str) -> 
 
 async def test_a_call_of_somebody_else_tells_nothing(engine: Engine, database_url: str, tmp_path: Path) -> None:
     """What a caller sends in vain is not logged either."""
-    async with faulty_service(engine, database_url, tmp_path, secret_key=SECRET_KEY) as service:
+    async with faulty_service(engine, database_url, tmp_path, secret_key=SECRET_KEY, require_token=True) as service:
         headers = {"Authorization": "Basic tw33t-basic", "Cookie": "session=tw33t-cookie", "X-Api-Key": "tw33t-api"}
         async with aiohttp.ClientSession() as stranger, service.client.get("/") as somewhere:
             url = somewhere.url.with_path("/runs").with_query(access_token="tw33t-token")

@@ -1,0 +1,118 @@
+"""What an attacker puts into a name, a record or an address stays what it is: text."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.engine import Engine, dump
+from tests.faults.support import BEFORE, FaultyService, faulty_service
+from tests.feed_server import Answer
+
+HOUSE = Path(__file__).parents[2]
+NOBODY = "http://127.0.0.1:9"
+"""The discard port, where nobody listens."""
+
+MARKUP = "</script><img src=x onerror=alert(1)>"
+CONTROLS = 'x\r\n2026-01-01T00:00:00Z [error] forged=1\x1b[31m\x00\u2028\u202e"'
+
+
+@pytest.fixture
+async def service(engine: Engine, database_url: str, tmp_path: Path) -> AsyncIterator[FaultyService]:
+    async with faulty_service(engine, database_url, tmp_path) as running:
+        yield running
+
+
+async def test_a_table_that_cannot_be_named_stops_the_start(database_url: str, tmp_path: Path) -> None:
+    """A table name that is no plain identifier is refused at the start, by the setting's name."""
+    name = 't"; DROP SCHEMA lockstep CASCADE; --'
+    environment = {**os.environ, "table_name": name, "DATABASE_URL": database_url, "SOURCE_URL": NOBODY}
+    code, said = await run(HOUSE / "app.py", cwd=tmp_path, environment=environment)
+    assert code == 2
+    assert "table_name" in said
+    assert "Traceback" not in said
+
+
+async def run(script: Path, *, cwd: Path, environment: dict[str, str]) -> tuple[int, str]:
+    """Run a script to its end; return its exit code and all that it said."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(script),
+        cwd=cwd,
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await process.communicate()
+    return process.returncode or 0, said.decode()
+
+
+async def test_markup_is_inert(service: FaultyService) -> None:
+    """Markup in keys, values, field names and errors comes out as JSON, which no browser takes for a page."""
+    await service.load([{"id": MARKUP, "v": "a"}])
+    service.engine.serve(dump([{"id": MARKUP, "v": MARKUP, MARKUP: MARKUP}, {"id": {"x": MARKUP}}]))
+    paths = ["/sync_data?dry_run=1", "/sync_data", "/changes", "/runs/2", f"/{MARKUP}", f"/sync_data?{MARKUP}=1"]
+    for path in [*paths, "/sync_data"]:
+        async with service.client.get(path) as response:
+            text = await response.text()
+            assert response.content_type in ("application/json", "application/problem+json"), path
+            assert response.headers["X-Content-Type-Options"] == "nosniff"
+            assert response.headers["Content-Security-Policy"].startswith("default-src 'none'")
+            json.loads(text)
+        if path == "/sync_data":
+            service.answer(Answer(body=MARKUP.encode(), content_type="text/html"))
+    assert (await service.engine.rows())[MARKUP][MARKUP] == MARKUP
+
+
+async def test_no_record_forges_a_line(service: FaultyService) -> None:
+    """Line breaks and escape sequences in keys, names and broken answers stay inside one line of the log."""
+    await service.load()
+    bodies = [
+        dump([{"id": CONTROLS, CONTROLS: CONTROLS}]),
+        dump([{"id": 1, CONTROLS: 1}]).replace(b"1}", b'1, "a": 1, "a": 2}'),
+        CONTROLS.encode(),
+        json.dumps({CONTROLS: CONTROLS}).encode(),
+        b'[{"id": "%b"}]' % CONTROLS.encode(),
+    ]
+    for body in bodies:
+        service.answer(Answer(body=body, headers={"Content-Encoding": "x\x1b[31m"} if body is bodies[2] else {}))
+        await service.sync()
+    text = service.log_file.read_text()
+    assert not any(character in text for character in "\r\x1b\x00\u2028\u202e")
+    for line in text.splitlines():
+        assert json.loads(line)["event"]
+    service.engine.configure(max_delete_rows=100)
+    await service.recover([*BEFORE, {"id": 100, "name": "z", "price": 1}])
+
+
+@pytest.mark.parametrize("path", ["/runs/..%2f..%2fetc", "/..%2fapp.log", "/static/..%2f..%2fapp.py", "/%2e%2e/.env"])
+async def test_no_path_leads_to_a_file(service: FaultyService, path: str) -> None:
+    """A path that climbs is answered 404, and no file of the service is ever sent."""
+    reader, writer = await asyncio.open_connection(*address_of(service))
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
+    answer = await reader.read()
+    writer.close()
+    assert answer.split(b" ", 2)[1] == b"404"
+    assert b"application/problem+json" in answer
+
+
+def address_of(service: FaultyService) -> tuple[str, int]:
+    """Return where a service listens."""
+    url = service.client._base_url
+    assert url is not None
+    return str(url.host), int(url.port or 0)
+
+
+async def test_an_audit_that_could_not_ask_says_so(tmp_path: Path) -> None:
+    """Where the list of known vulnerabilities is out of reach, scripts/audit calls nothing clean."""
+    environment = {**os.environ, "HTTPS_PROXY": NOBODY, "https_proxy": NOBODY, "NO_PROXY": "", "no_proxy": ""}
+    code, said = await run(HOUSE / "scripts" / "audit_requirements.py", cwd=tmp_path, environment=environment)
+    assert code == 2
+    assert "NOT AUDITED" in said
+    assert "CLEAN" not in said
