@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
+from app import create_app
+from config import load_settings
 from errors import MirrorBusy, NotFound, SourceIncomplete, SourcePaused, UndoRefused
 from models import Counts, Report
 from store import pauses, runs
@@ -15,6 +19,8 @@ from store.undo import undone_by
 from sync import plan_data, verify_data
 from tests.engine import Engine, State, difference
 from tests.feed_server import Answer, Truncate
+from tests.service import free_port, get, serve_feed, served
+from tests.test_cli import Shell
 from undoing import undo_run
 
 Records = Sequence[Mapping[str, Any]]
@@ -290,3 +296,52 @@ def test_undone_runs_are_told_by_the_undos_that_stand() -> None:
     assert undone_by([(5, 4), (4, 3)]) == {4: 5}
     assert undone_by([(6, 5), (5, 4), (4, 3)]) == {5: 6, 3: 4}
     assert undone_by([(8, 2), (7, 1)]) == {2: 8, 1: 7}
+
+
+class TestCallers:
+    async def test_over_http(self, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """`POST /runs/ID/undo` undoes, `/sync_data` then answers 409 and why, `POST /sources/NAME/resume` ends that."""
+        monkeypatch.chdir(tmp_path)
+        async with serve_feed() as feed:
+            given = {"source_url": feed.url, "database_url": database_url, "settle_seconds": 0}
+            async with served(create_app(load_settings(**given))) as client:
+                await get(client, "/sync_data")
+                feed.records[0]["name"] = "wrong"
+                _, run = await get(client, "/sync_data")
+                status, undone = await post(client, f"/runs/{run['run']}/undo")
+                assert (status, undone["undoes"], undone["updated"]) == (200, run["run"], 1)
+                assert (await get(client, f"/runs/{undone['run']}"))[1]["undoes"] == run["run"]
+                status, refused = await get(client, "/sync_data")
+                assert (status, refused["status"], refused["code"]) == (409, "paused", "paused")
+                assert (await get(client, "/sync_data?dry_run=1"))[0] == 200
+                status, again = await post(client, f"/runs/{run['run']}/undo")
+                assert (status, again["status"], again["code"]) == (409, "failed", "undo_refused")
+                assert (await post(client, "/runs/9999/undo"))[0] == 404
+                assert (await post(client, f"/runs/{2**70}/undo"))[0] == 404
+                assert (await post(client, "/sources/other/resume"))[0] == 404
+                assert (await post(client, undone["resume"]))[1]["changed"] is True
+                assert (await post(client, undone["resume"]))[1]["changed"] is False
+                assert (await get(client, "/sync_data"))[1]["updated"] == 1
+                assert (await post(client, "/sources/my_data/pause"))[1]["status"] == "paused"
+                assert (await get(client, "/sync_data"))[0] == 409
+
+    async def test_from_the_command_line(self, database_url: str, tmp_path: Path) -> None:
+        """`undo`, `pause` and `resume` say what they did; what is refused exits with 3."""
+        shell = Shell(tmp_path, DATABASE_URL=database_url, PORT=str(free_port()))
+        for command in ("sync", "sync"):
+            assert (await shell.run(command))[0] == 0
+        code, output, _ = await shell.run("undo", "2")
+        assert (code, "python cli.py resume" in output) == (0, True)
+        code, _, errors = await shell.run("sync")
+        assert (code, "undid run 2" in errors) == (3, True)
+        assert "is resumed" in (await shell.run("resume"))[1]
+        assert "is paused" in (await shell.run("pause", "--reason", "we move"))[1]
+        assert "we move" in (await shell.run("sync"))[2]
+        code, _, errors = await shell.run("undo", "1")
+        assert (code, "first load" in errors) == (3, True)
+
+
+async def post(client: aiohttp.ClientSession, path: str) -> tuple[int, Any]:
+    """Post nothing to a path."""
+    async with client.post(path) as response:
+        return response.status, await response.json(content_type=None)

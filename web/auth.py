@@ -34,6 +34,9 @@ NEEDED_SCOPES: MappingProxyType[str, Scope] = MappingProxyType(
         "runs.show_run": "read",
         "runs.list_changes": "read",
         "tables.show_history": "read",
+        "undo.undo_run": "admin",
+        "undo.pause_source": "admin",
+        "undo.resume_source": "admin",
     }
 )
 """What a caller must be allowed by endpoint; one that is not named here needs `admin`."""
