@@ -34,7 +34,8 @@ async def run_to_end(database: Database, opened: Report, work: Work) -> Report:
     """
     started = time.monotonic()
     with structlog.contextvars.bound_contextvars(run=opened.run, source=opened.source):
-        log.info("run_started", table=opened.table, approves=opened.approves, undoes=opened.undoes)
+        reasons = {"approves": opened.approves, "undoes": opened.undoes}
+        log.info("run_started", table=opened.table, **{name: run for name, run in reasons.items() if run is not None})
         try:
             async with _lease(database, opened.run):
                 report = await work(started)
