@@ -66,6 +66,15 @@ async def test_replicas_that_migrate_at_once_all_start(database_url: str, feed: 
         await database.close()
 
 
+async def test_migrations_wait_for_each_other(database_url: str) -> None:
+    """Of several migrations at the same moment one does the work; the others wait, and find nothing to do."""
+    databases = [Database.connect(database_url, pool_size=1) for _ in range(4)]
+    await asyncio.gather(*(migrations.upgrade(database) for database in databases))
+    for database in databases:
+        assert await migrations.current(database) == migrations.head()
+        await database.close()
+
+
 async def test_of_two_replicas_one_runs(database_url: str, feed: FeedServer, tmp_path: Path) -> None:
     """While one service runs, the other answers 409 with that run; called at the same moment, one of them runs."""
     async with AsyncExitStack() as stack:
