@@ -176,7 +176,7 @@ class _Application:
             self._session, self._mirror, self._columns, self._decoder.rows(self._gathered.spool, positions=False)
         )
         await self._demand_fit()
-        if await self._decoder.may_share_keys():
+        if created is None or await self._decoder.may_share_keys():
             raise _StageFirst
         if is_new:
             await shapes.create_primary_key(self._session, self._mirror)
@@ -317,7 +317,7 @@ class _Application:
         await staging.apply(self._session, changes)
         kind_changed = self._mirror.state.stored_kind != self._mirror.state.fingerprint_kind
         if self._gathered.without_fingerprint or not self._gathered.trusted:
-            await staging.update_fingerprints(self._session, all_rows=kind_changed)
+            await staging.update_fingerprints(self._session, all_rows=kind_changed or self._gathered.has_copies)
         if changes:
             await lock_journal(self._session)
             await staging.insert_changes(self._session, self._run)

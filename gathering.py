@@ -40,6 +40,8 @@ class Gathered:
     inference: Inference
     without_fingerprint: int = 0
     """Live rows that have no fingerprint, so that their records were kept whatever they hold."""
+    has_copies: bool = False
+    """Whether rows shared a fingerprint, so that those have to be stored anew."""
     not_modified: bool = False
     validators: Validators = field(default_factory=Validators)
     records: int = 0
@@ -131,7 +133,9 @@ async def _read_mirror(database: Database, source: Source, spool: Spool, trust_f
             return _nothing_yet(mirror, KnownFingerprints.none(), spool, source, trusted=False)
         known, without = await select_fingerprints(session, mirror)
     if known.has_copies:
-        return _nothing_yet(mirror, KnownFingerprints.none(), spool, source, trusted=False)
+        gathered = _nothing_yet(mirror, KnownFingerprints.none(), spool, source, trusted=False)
+        gathered.has_copies = True
+        return gathered
     gathered = _nothing_yet(mirror, known, spool, source, trusted=True)
     gathered.without_fingerprint = without
     return gathered

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
+from asyncpg import UniqueViolationError
 from sqlalchemy.dialects.postgresql import asyncpg, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -289,13 +290,19 @@ async def select_lock_holders(database: Database, source: Source) -> list[int]:
 
 async def copy_into(
     session: AsyncSession, mirror: Mirror, columns: Sequence[Column], rows: AsyncIterable[Sequence[Any]]
-) -> int:
-    """Copy decoded records straight into a mirror: their columns' values and fingerprint; return how many."""
+) -> int | None:
+    """Copy decoded records straight into a mirror: their columns' values and fingerprint.
+
+    Returns how many, or None if the table refused some for being alike; the transaction is lost then.
+    """
     driver = await driver_connection(session)
     names = [column.name for column in columns]
-    status = await driver.copy_records_to_table(
-        mirror.table, schema_name=mirror.db_schema, records=rows, columns=[*names, FINGERPRINT]
-    )
+    try:
+        status = await driver.copy_records_to_table(
+            mirror.table, schema_name=mirror.db_schema, records=rows, columns=[*names, FINGERPRINT]
+        )
+    except UniqueViolationError:
+        return None
     return int(status.removeprefix("COPY "))
 
 

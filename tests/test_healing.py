@@ -92,6 +92,15 @@ class TestBetweenRuns:
         await engine.sync()
         await engine.check()
 
+    async def test_a_fingerprint_of_another_row_is_replaced(self, engine: Engine) -> None:
+        """Rows that share a fingerprint get their own again, so that fingerprints can be relied on from then on."""
+        await load(engine)
+        first = f"(SELECT _sync_fingerprint FROM {engine.table} WHERE id = 1)"
+        await engine.edit(f"UPDATE {{table}} SET _sync_fingerprint = {first} WHERE id = 2")
+        assert (await engine.sync()).status == "unchanged"
+        assert await engine.sql.fetchval(f"SELECT count(DISTINCT _sync_fingerprint) FROM {engine.table}") == 21
+        await engine.check()
+
     async def test_the_users_own_columns_are_no_concern(self, engine: Engine) -> None:
         """A write to a column that is not the source's leaves the fingerprint where it is."""
         await load(engine)

@@ -241,6 +241,13 @@ class TestDuplicates:
         assert problems_of(report.problems) == [("repeated_field", 0, {"id": 1})]
         await engine.check()
 
+    async def test_an_empty_table_that_has_a_key(self, engine: Engine) -> None:
+        """Duplicates are settled also where the first load goes into a table whose key would refuse them."""
+        await engine.edit("CREATE TABLE {table} (id bigint PRIMARY KEY, a bigint)")
+        report = await engine.sync([*numbered(1, 2, a=1), *numbered(1, a=2)])
+        assert report.counts == Counts(records=3, created=2, duplicates=1)
+        await engine.check()
+
 
 class TestRejected:
     @pytest.mark.parametrize(
