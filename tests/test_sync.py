@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from errors import SourceError, SourceIncomplete, SourceInvalid
 from models import Counts, Problem
@@ -374,42 +373,4 @@ class TestFailures:
         engine.feed.answers = [Answer(body=body, fault=Truncate(at=len(body) // 2)), Answer(body=body)]
         report = await engine.sync()
         assert report.counts == Counts(records=100, created=100)
-        await engine.check()
-
-
-class TestSpelling:
-    async def test_another_spelling_is_no_change(self, engine: Engine) -> None:
-        """Order of fields, white space and the spelling of numbers do not make a record another one."""
-        await engine.sync(b'[{"id": 1, "a": 1.50, "b": "x"}, {"id": 2, "a": 2.0, "b": "y"}]')
-        before = await engine.stored()
-        report = await engine.sync(b'[ {"b":"\\u0078","a":1.5,"id":1}, {"a": 2, "b": "y", "id": 2.0} ]')
-        assert report.counts == Counts(records=2, unchanged=2)
-        assert report.status == "unchanged"
-        assert await engine.stored() == before
-
-    async def test_a_source_that_respells_everything_is_read_canonically(self, engine: Engine) -> None:
-        """A run that decodes many records in vain switches to canonical fingerprints, once."""
-        records = [{"id": number, "a": number / 4, "b": {"x": 1, "y": 2}} for number in range(60)]
-        respelled = [{"b": {"y": 2, "x": 1}, "a": number / 4, "id": number} for number in range(60)]
-        with capture_logs() as logs:
-            await engine.sync(records)
-            for _ in range(2):
-                assert (await engine.sync(respelled)).status == "unchanged"
-                assert (await engine.sync(records)).status == "unchanged"
-            await engine.sync(respelled)
-            await engine.check()
-            await engine.sync(records)
-            await engine.check()
-        assert [entry["event"] for entry in logs].count("fingerprints_switched") == 1
-
-    async def test_changes_are_found_under_canonical_fingerprints(self, engine: Engine) -> None:
-        """Canonical fingerprints tell a changed record from a respelled one."""
-        records = [{"id": number, "a": number} for number in range(60)]
-        await engine.sync(records)
-        for _ in range(2):
-            await engine.sync([{"a": record["a"], "id": record["id"]} for record in records])
-        report = await engine.sync(
-            [{"a": record["a"] + (record["id"] == 7), "id": record["id"]} for record in records[1:]]
-        )
-        assert report.counts == Counts(records=59, updated=1, unchanged=58, deleted=1)
         await engine.check()
