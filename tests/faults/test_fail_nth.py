@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from errors import DatabaseError, MirrorBusy, SourceError, SpoolFailed
+from errors import DatabaseError, LockstepError, SourceError, SpoolFailed
 from models import Report
 from store import Database
 from sync import sync_data
@@ -76,7 +76,9 @@ async def test_every_request_to_the_database_may_fail(
             assert await wired.written() == before
         else:
             assert isinstance(ended, asyncio.CancelledError), f"run {newest} was written, and yet ended with {ended!r}"
-        await give_up_for_dead(wired)
+        if isinstance(ended, LockstepError) and ended.run is not None:
+            # Only where the answer to its opening was lost does nobody know a run's number, and leave it open.
+            assert (await newest_state(wired))[0] in ("failed", "interrupted")
         await run_clean(wired, wanted)
         await assert_runs_are_closed(wired)
         assert wired.database.engine.pool.checkedout() == 0  # type: ignore[attr-defined] # every pool with a limit has it
@@ -121,11 +123,6 @@ async def newest_state(engine: Engine) -> tuple[str, str | None]:
     return row["status"], row["error"]
 
 
-async def give_up_for_dead(engine: Engine) -> None:
-    """Let time pass for a run that could not write down its own end."""
-    await engine.sql.execute("UPDATE lockstep.runs SET lease_until = now() - interval '1 s' WHERE status = 'running'")
-
-
 async def assert_runs_are_closed(engine: Engine) -> None:
     """Assert that every run has an end, and that those that came to nothing say so."""
     for status, error, cause in await engine.sql.fetch("SELECT status, error, cause FROM lockstep.runs"):
@@ -134,7 +131,7 @@ async def assert_runs_are_closed(engine: Engine) -> None:
 
 
 async def test_a_run_that_cannot_say_that_it_failed_is_given_up(wired: Engine, wire: DatabaseWire) -> None:
-    """Where the database stays away, a run's lease runs out; the next run takes its place."""
+    """Where the database stays away, a run stays open; the next one takes its place and closes it."""
     wired.serve(dump(AFTER))
     before = await wired.written()
     wire.arm(AFTER_OPENING, "server lost")
@@ -144,9 +141,6 @@ async def test_a_run_that_cannot_say_that_it_failed_is_given_up(wired: Engine, w
     assert await wired.written() == before
     assert await newest_state(wired) == ("running", None)
     wire.is_away = False
-    with pytest.raises(MirrorBusy):
-        await sync_data(wired.database, wired.source)
-    await give_up_for_dead(wired)
     await run_clean(wired, AFTER)
     await assert_runs_are_closed(wired)
 
