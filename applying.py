@@ -318,7 +318,8 @@ class _Application:
         kind_changed = self._mirror.state.stored_kind != self._mirror.state.fingerprint_kind
         if self._gathered.without_fingerprint or not self._gathered.trusted:
             await staging.update_fingerprints(self._session, all_rows=kind_changed or self._gathered.has_copies)
-        if changes:
+        self._outcome.first_load = not self._mirror.has_rows
+        if changes and not self._outcome.first_load:
             await lock_journal(self._session)
             await staging.insert_changes(self._session, self._run)
         counts = self._outcome.counts

@@ -187,6 +187,7 @@ class TestDuplicates:
         """Of records that share a key, the last one is mirrored; the others are reported with position and key."""
         report = await engine.sync([*numbered(1, 2, a=1), *numbered(1, a=2), *numbered(3, 1, a=3)])
         assert report.counts == Counts(records=5, created=3, duplicates=2)
+        assert report.first_load, "a first load that has to be staged is still journaled as one run"
         assert problems_of(report.problems) == [("duplicate", 0, {"id": 1}), ("duplicate", 2, {"id": 1})]
         await engine.check()
 
