@@ -8,12 +8,13 @@ import pwd
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
 from sqlalchemy.engine import URL, make_url
 
+from tests.faults.packages import install
 from tests.postgres import connect, temporary_directory
 from tests.service import free_port
 
@@ -40,15 +41,17 @@ pidfile =
 
 
 def find_program() -> str:
-    """Return the path of pgbouncer, installed with apt where root can do that; skip the test where it is missing."""
-    found = shutil.which(PROGRAM, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        with suppress(subprocess.SubprocessError, OSError):
-            subprocess.run(["apt-get", "install", "-y", PROGRAM], check=True, capture_output=True, timeout=100)
-        found = shutil.which(PROGRAM)
+    """Return the path of pgbouncer, installed if need be; skip the test where it is missing."""
+    if _which() is None:
+        install(PROGRAM)
+    found = _which()
     if found is None:
         pytest.skip("pgbouncer is not installed; install it (apt-get install pgbouncer) to run these tests")
     return found
+
+
+def _which() -> str | None:
+    return shutil.which(PROGRAM, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
 
 
 @asynccontextmanager

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
+from tests.faults.packages import install
 from tests.service import free_port
 from tests.test_serving import HOUSE, Running
 
@@ -64,12 +63,11 @@ async def call(client: aiohttp.ClientSession, path: str = "/sync_data") -> tuple
 
 def movable_clock(offset_file: Path) -> dict[str, str]:
     """Return the environment of a process whose wall clock is moved by what stands in a file; skip without faketime."""
-    if not _clock_library() and os.geteuid() == 0 and shutil.which("apt-get"):
-        with suppress(subprocess.SubprocessError, OSError):
-            subprocess.run(["apt-get", "install", "-y", "faketime"], check=True, capture_output=True, timeout=100)
+    if _clock_library() is None:
+        install("libfaketime")
     library = _clock_library()
     if library is None:
-        pytest.skip("libfaketime is not installed; install it (apt-get install faketime) to run this test")
+        pytest.skip("libfaketime is not installed; install it (apt-get install libfaketime) to run this test")
     offset_file.write_text("+0\n", encoding="ascii")
     return {
         "LD_PRELOAD": str(library),

@@ -87,6 +87,14 @@ class TestServerThatDies:
         await engine.sync()
         await engine.check()
 
+    async def test_while_nothing_is_under_way(self, engine: Engine) -> None:
+        """When the server ends idle connections, nobody who wants one afterwards notices."""
+        await _check_out(engine.database, 20)
+        await engine.sql.execute(f"SELECT pg_terminate_backend(pid) FROM ({SERVICES_BACKENDS}) b")
+        await _check_out(engine.database, 20)
+        await engine.sync(SNAPSHOT)
+        await engine.check()
+
 
 async def _check_out(database: Database, times: int) -> None:
     await asyncio.gather(*(database.ping() for _ in range(times)))
@@ -106,12 +114,12 @@ class TestContention:
         await engine.check()
 
     async def test_a_row_written_meanwhile_is_seen(self, engine: Engine, database_url: str) -> None:
-        """A run whose rows another session has changed since it began starts over, and overwrites what it said."""
+        """A run whose rows another session has changed since it began starts over and journals what it really found."""
         await engine.sync(SNAPSHOT)
         engine.serve(CHANGED)
         async with halted(engine) as (run, _):
             await execute(database_url, f"UPDATE {engine.table} SET a = 7 WHERE id = 10")
-        assert (await run).status == "succeeded"
+        assert (await engine.journal((await run).run))[(10,)].changes == {"a": [7, 2]}
         await remove_trap(engine)
         await engine.check()
 
