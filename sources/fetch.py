@@ -120,10 +120,9 @@ def translated(source: Source, guard: AddressGuard | None = None) -> Iterator[No
         raise SourceUnreachable(f"No connection for {place}: {exc.os_error.strerror or exc.os_error}.") from exc
     except (aiohttp.ClientConnectionError, OSError) as exc:
         raise SourceUnreachable(f"The connection for {place} broke ({type(exc).__name__}).") from exc
-    except aiohttp.InvalidURL as exc:
-        raise AddressRefused(f"{place} leads to a host that is not written as one ({exc.description}).") from _muted(exc)
-    except UnicodeError as exc:
-        raise AddressRefused(f"{place} leads to a host whose name is not one ({type(exc).__name__}).") from exc
+    except (aiohttp.InvalidURL, UnicodeError) as exc:
+        why = getattr(exc, "description", None) or type(exc).__name__
+        raise AddressRefused(f"{place} leads to a host that is not written as one ({why}).") from _muted(exc)
     except aiohttp.ClientError as exc:
         raise SourceUnreachable(f"The request for {place} failed ({type(exc).__name__}).") from _muted(exc)
 

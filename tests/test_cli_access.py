@@ -27,7 +27,12 @@ pytestmark = pytest.mark.usefixtures("own_logging")
 def run(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Give a way to run a command that reads `said` from its standard input, without waiting for a process."""
     monkeypatch.chdir(tmp_path)
-    for name, value in {"DATABASE_URL": database_url, "SECRET_KEY": SECRET_KEY, "REQUIRE_TOKEN": "true", "COLUMNS": "200"}.items():
+    for name, value in {
+        "DATABASE_URL": database_url,
+        "SECRET_KEY": SECRET_KEY,
+        "REQUIRE_TOKEN": "true",
+        "COLUMNS": "200",
+    }.items():
         monkeypatch.setenv(name, value)
 
     def invoke(*arguments: str, said: str = "") -> Result:
