@@ -329,13 +329,14 @@ class TestVanishing:
             assert (await service.sync())[1]["deleted"] == len(BEFORE)
             await service.holds([])
 
-    async def test_records_without_a_key_delete_nothing(self, service: FaultyService) -> None:
-        """A snapshot of which nothing can be stored is answered 422, and every row stays."""
+    @pytest.mark.parametrize("kept", [0, len(BEFORE) - 1], ids=["alone", "among others"])
+    async def test_records_without_a_key_delete_nothing(self, service: FaultyService, kept: int) -> None:
+        """As long as a record could be anybody's, every row stays, and the answer is 422."""
         await service.load()
         before = await service.engine.rows()
-        service.answer(Answer(body=b'[{"name": "no key"}, 7, null]'))
+        service.answer(Answer(body=dump([*BEFORE[:kept], {"name": "no key"}])))
         status, answer = await service.sync()
-        assert (status, answer["rejected"], answer["held"], answer["deleted"]) == (422, 3, len(BEFORE), 0)
+        assert (status, answer["rejected"], answer["held"], answer["deleted"]) == (422, 1, len(BEFORE) - kept, 0)
         assert await service.engine.rows() == before
         await service.recover()
 
