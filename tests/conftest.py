@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import pytest_asyncio
 import structlog
 
-import telemetry
 from store import Database, migrations
+from tests import logs
 from tests.engine import Engine, open_engine
 from tests.feed_server import FeedServer
 from tests.postgres import fresh_database, postgres_server
@@ -29,21 +27,8 @@ def plain_logs() -> None:
 @pytest.fixture
 def own_logging() -> Iterator[None]:
     """Let a test set up logging, and give the process its own logging back afterwards."""
-    root, configured = logging.getLogger(), structlog.get_config()
-    handlers, level, excepthook = root.handlers[:], root.level, sys.excepthook
-    for handler in handlers:
-        root.removeHandler(handler)
-    yield
-    for handler in root.handlers[:]:
-        root.removeHandler(handler)
-        handler.close()
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.captureWarnings(capture=False)
-    sys.excepthook = excepthook
-    telemetry._secrets.clear()
-    structlog.configure(**configured)
-    structlog.contextvars.clear_contextvars()
+    with logs.own_logging():
+        yield
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -12,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import structlog
 
-import telemetry
 from app import create_app, set_up_logging
 from config import Settings, load_settings
 from tests.engine import Engine, assert_holds, dump
 from tests.feed_server import Answer, Answers
+from tests.logs import own_logging
 from tests.service import get, served
 
 BEFORE: Sequence[Mapping[str, Any]] = [
@@ -127,21 +124,6 @@ def make_settings(**given: Any) -> Settings:
 @contextmanager
 def logging_as(settings: Settings) -> Iterator[None]:
     """Log as the settings say, and as before afterwards."""
-    root = logging.getLogger()
-    handlers, level, excepthook = root.handlers[:], root.level, sys.excepthook
-    for handler in handlers:
-        root.removeHandler(handler)
-    try:
+    with own_logging():
         set_up_logging(settings, console=False)
         yield
-    finally:
-        for handler in root.handlers[:]:
-            root.removeHandler(handler)
-            handler.close()
-        root.handlers[:] = handlers
-        root.setLevel(level)
-        logging.captureWarnings(capture=False)
-        sys.excepthook = excepthook
-        telemetry._secrets.clear()
-        structlog.reset_defaults()
-        structlog.contextvars.clear_contextvars()
