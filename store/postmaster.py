@@ -106,7 +106,8 @@ def _serves(process: psutil.Process, cluster: Path) -> bool:
 def _is_orphan(process: psutil.Process, owner: int) -> bool:
     """Whether the process is a worker of PostgreSQL (it calls itself `postgres: …`) whose server is no more."""
     with suppress(psutil.Error):
-        if _is_postgres(process) and process.uids().real == owner and process.cmdline()[0].startswith("postgres: "):
+        is_worker = "".join(process.cmdline()[:1]).startswith("postgres: ")  # empty as soon as it is ending
+        if is_worker and _is_postgres(process) and process.uids().real == owner:
             parent = process.parent()
             return parent is None or not _is_postgres(parent)
     return False

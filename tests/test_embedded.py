@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import asyncpg
+import psutil
 import pytest
 
 from errors import DatabaseUnavailable, SettingError
@@ -193,6 +194,19 @@ async def test_a_stale_process_number_does_not_hinder_the_start(data_dir: Path, 
     finally:
         program.kill()
         program.wait()
+
+
+def test_a_process_that_ends_while_it_is_looked_at_is_no_orphan() -> None:
+    """Between two looks a process may lose its command line; it is on its way out, and nothing to clear away."""
+
+    class Ending(psutil.Process):
+        def name(self) -> str:
+            return "postgres"
+
+        def cmdline(self) -> list[str]:
+            return []
+
+    assert not postmaster._is_orphan(Ending(), os.getuid())
 
 
 async def test_an_interrupted_first_start_leaves_nothing_in_the_way(data_dir: Path) -> None:
