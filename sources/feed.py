@@ -23,7 +23,7 @@ from sources.layout import Layout
 
 CHUNK_BYTES = 1 << 18
 _PROGRESS_INTERVAL_SECONDS = 0.1
-_TURN_SECONDS = 0.005
+_TURN_SECONDS = 0.001
 
 ProgressListener = Callable[[Progress], None]
 
