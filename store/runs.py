@@ -9,7 +9,7 @@ given up for dead can never write.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -236,8 +236,3 @@ def _report(row: RunRow) -> Report:
 
 def _problems(problems: Sequence[dict[str, Any]]) -> tuple[Problem, ...]:
     return tuple(msgspec.convert(problem, Problem) for problem in problems)
-
-
-def failed(report: Report, *, status: RunStatus, error: str, cause: str, remedy: str) -> Report:
-    """Return the report of a run that came to nothing."""
-    return replace(report, status=status, error=error, cause=cause, remedy=remedy, counts=Counts())
