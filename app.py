@@ -17,13 +17,21 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 import telemetry
 from columns import declared_type
 from config import SAMPLE_PATH, Settings, is_loopback, load_settings
+from definitions import Source, Sources
 from errors import BadRequest, LockstepError, SettingError
-from models import Source
 from store.database import Database
 from store.embedded import EmbeddedServer
 from web import auth, bodies, headers, health, parameters, runs, tables, undo
-from web.answers import answer, error_answer, http_error_answer, plan_content, report_answer, unexpected_error_answer
-from web.sample import pinned, sample_blueprint
+from web.answers import (
+    all_answer,
+    answer,
+    error_answer,
+    http_error_answer,
+    plan_content,
+    report_answer,
+    unexpected_error_answer,
+)
+from web.sample import Pinned, pinned, sample_blueprint
 from web.service import GivenServer, Server, Service, current_service
 from web.serving import WRONG_SETTING, bind, run_loop, serve_process, supervise
 from web.sign_in import SignInRules, sign_in_blueprint
@@ -33,6 +41,8 @@ MAX_REQUEST_BYTES = 64 * 2**10
 
 SHORT_SECRET_KEY = 32
 """Characters; a key that is shorter might be guessed, and then access tokens forged."""
+
+EVERY_SOURCE = "all"
 
 QUIET_ENDPOINTS = frozenset({"health.live", "health.ready"})
 """Asked every few seconds by whoever watches the service: logged at DEBUG only."""
@@ -48,20 +58,26 @@ async def hello_world() -> Response:
 
 
 async def sync_data() -> Response:
-    """Bring the mirror in step with its source, or say with `?dry_run=1` what that would change."""
+    """Bring mirrors in step with their sources, or say with `?dry_run=1` what that would change."""
     if request.method == "HEAD":
         raise MethodNotAllowed(valid_methods=["GET", "POST"])
-    parameters.only("dry_run", "plan", "approve")
+    parameters.only("source", "mode", "dry_run", "plan", "approve")
     dry_run, plan = parameters.flag("dry_run"), parameters.plan_hash("plan")
-    approve = parameters.whole_number("approve")
+    approve, mode = parameters.whole_number("approve"), parameters.run_mode("mode")
+    name = request.args.get("source")
+    if name == EVERY_SOURCE:
+        parameters.only("source")
+        return all_answer(await current_service().sync_all())
+    service = current_service()
     if dry_run and (plan or approve):
         raise BadRequest("A dry run neither applies a plan nor approves a hold.")
     if approve:
         auth.require("admin")  # the guard exists because nobody but a person should decide this
     try:
+        source = await service.source_meant(name, approve)
         if dry_run:
-            return answer(plan_content(await current_service().plan()))
-        return report_answer(await current_service().sync(plan=plan, approve=approve))
+            return answer(plan_content(await service.plan(source, mode=mode)))
+        return report_answer(await service.sync(source, mode=mode, plan=plan, approve=approve))
     except LockstepError as exc:
         return error_answer(exc, of_run=True)
 
@@ -91,11 +107,10 @@ def create_app(settings: Settings, *, sign_in_rules: SignInRules | None = None) 
 
 
 def create_service(settings: Settings) -> Service:
-    """Return what serves the requests: the source, the server of its database, and the runs."""
-    source = checked_source(settings)
+    """Return what serves the requests: the sources, the server of their database, and the runs."""
     return Service(
-        source=source,
-        plan_source=pinned(source, "next") if settings.uses_sample else source,
+        sources=checked_sources(settings),
+        look_at=partial(looked_at, settings),
         server=database_server(settings),
         connect=partial(connect, settings),
         spool_dir=settings.spool_dir,
@@ -103,14 +118,19 @@ def create_service(settings: Settings) -> Service:
     )
 
 
-def checked_source(settings: Settings) -> Source:
-    """Return the source; SettingError names SOURCE_TYPES if a declared type is unknown."""
+def looked_at(settings: Settings, source: Source, version: Pinned = "next") -> Source:
+    """Return what to fetch where fetching is not to move a source on, as it would the sample."""
+    return pinned(source, version) if settings.uses_sample else source
+
+
+def checked_sources(settings: Settings) -> Sources:
+    """Return the sources; SettingError names SOURCE_TYPES if a declared type is unknown."""
     try:
         for declared in settings.source_types.values():
             declared_type(declared)
     except SettingError as exc:
         raise SettingError(f"SOURCE_TYPES: {exc.cause}", remedy=exc.remedy) from exc
-    return settings.source()
+    return settings.sources()
 
 
 def database_server(settings: Settings) -> Server:
@@ -185,7 +205,7 @@ def set_up_logging(settings: Settings, *, console: bool = True) -> None:
 def serve(settings: Settings, *, alongside: Alongside | None = None) -> int:
     """Serve until SIGTERM or SIGINT, doing `alongside` meanwhile; return the exit code."""
     set_up_logging(settings)
-    checked_source(settings)
+    checked_sources(settings)
     listener = bind(settings.host, settings.port)
     log.info(telemetry.SERVICE_STARTED, url=settings.base_url, workers=settings.workers_count, pid=os.getpid())
     _warn_of_short_key(settings)

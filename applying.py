@@ -11,9 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from columns import Column, adopt
 from deciding import Order, Outcome, decide_columns, feed_digest, reason_to_hold, should_switch_to_canonical, total
+from definitions import Source
 from errors import DatabaseContended, PlanStale, SchemaConflict, SourceInvalid, SourcePaused
 from gathering import Gathered
-from models import KEPT_DIFFERENCES, KEPT_PROBLEMS, Counts, Problem, Source, Validators
+from models import KEPT_DIFFERENCES, KEPT_PROBLEMS, Counts, Problem, Validators
 from rows import RowDecoder
 from store import mirrors, runs, shapes
 from store.database import Database

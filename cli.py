@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import click
-from quart import Quart
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 from rich.table import Table
 from rich.text import Text
@@ -21,17 +20,30 @@ from sqlalchemy.engine import make_url
 import app
 import sync as engine
 from cli_access import token, user
-from cli_support import DIFFERENT, DONE, done, errors_output, output, reporting, safe, show_error, with_database
+from cli_support import (
+    DIFFERENT,
+    DONE,
+    done,
+    errors_output,
+    mode_option,
+    output,
+    reporting,
+    safe,
+    show_error,
+    source_option,
+    with_database,
+    with_every_source,
+    with_source,
+)
 from cli_undo import pause, resume, undo
-from config import SAMPLE_PATH, Settings
-from errors import LockstepError, SettingError
-from models import Counts, Difference, Problem, Report, Source
+from config import Settings
+from definitions import RunMode, Source
+from errors import LockstepError
+from models import Counts, Difference, Problem, Report
 from models import Progress as FetchProgress
 from store import migrations
 from store.database import Database
-from web.sample import pinned, sample_blueprint
 from web.service import Service
-from web.serving import bind, serve_for_now
 
 SHOWN_FIELDS = 3
 """How many fields of one difference are worth a line on the screen."""
@@ -53,46 +65,67 @@ def serve(first_sync: bool) -> None:
 
 
 @cli.command()
+@source_option
+@mode_option
+@click.option("--all", "every", is_flag=True, help="Sync every source, one after the other.")
 @click.option("--approve", type=click.IntRange(min=1), metavar="RUN", help="Carry out the deletions that RUN held.")
 @click.option("--plan", metavar="HASH", help="Apply exactly the plan with this hash, or nothing.")
-def sync(approve: int | None, plan: str | None) -> None:
-    """Bring the table in step with its source. Exits 1 if deletions are held."""
+def sync(source: str | None, mode: RunMode | None, every: bool, approve: int | None, plan: str | None) -> None:
+    """Bring a table in step with its source. Exits 1 if deletions are held."""
+    if every and (source or mode or approve or plan):
+        raise click.UsageError("--all goes with no other option.")
 
     async def work(settings: Settings, database: Database, source: Source) -> int:
         with _progress_bar() as on_progress:
             report = await engine.sync_data(
-                database, source, plan=plan, approve=approve, spool_dir=settings.spool_dir, on_progress=on_progress
+                database,
+                source,
+                mode=mode,
+                plan=plan,
+                approve=approve,
+                spool_dir=settings.spool_dir,
+                on_progress=on_progress,
             )
         show_report(report)
         return DIFFERENT if report.status == "held" else DONE
 
-    sys.exit(reporting(lambda settings: _with_source(settings, work)))
+    sys.exit(
+        reporting(lambda settings: with_every_source(settings, work) if every else with_source(settings, source, work))
+    )
 
 
 @cli.command()
-def plan() -> None:
+@source_option
+@mode_option
+def plan(source: str | None, mode: RunMode | None) -> None:
     """Show what a sync would change now, and write nothing."""
 
     async def work(settings: Settings, database: Database, source: Source) -> int:
-        looked = pinned(source, "next") if settings.uses_sample else source
         with _progress_bar() as on_progress:
-            found = await engine.plan_data(database, looked, spool_dir=settings.spool_dir, on_progress=on_progress)
+            found = await engine.plan_data(
+                database,
+                app.looked_at(settings, source),
+                mode=mode,
+                spool_dir=settings.spool_dir,
+                on_progress=on_progress,
+            )
         _show_counts(f"A sync of {found.source} into {found.table} would do this", found.counts)
         _show_differences(found.differences)
         _show_problems(found.problems)
-        output.print(Text(f"Apply it with: python cli.py sync --plan {found.hash}"))
+        output.print(Text(f"Apply it with: python cli.py sync --source {found.source} --plan {found.hash}"))
         return DONE
 
-    sys.exit(reporting(lambda settings: _with_source(settings, work)))
+    sys.exit(reporting(lambda settings: with_source(settings, source, work)))
 
 
 @cli.command()
+@source_option
 @click.option("--repair", is_flag=True, help="Write what differs, in a run that compares in the same way.")
-def verify(repair: bool) -> None:
-    """Compare every value of the table with its source. Exits 1 if they differ and are not repaired."""
+def verify(source: str | None, repair: bool) -> None:
+    """Compare every value of a table with its source. Exits 1 if they differ and are not repaired."""
 
     async def work(settings: Settings, database: Database, source: Source) -> int:
-        looked = pinned(source, "current") if settings.uses_sample else source
+        looked = app.looked_at(settings, source, "current")
         with _progress_bar() as on_progress:
             found = await engine.verify_data(
                 database, looked, repair=repair, spool_dir=settings.spool_dir, on_progress=on_progress
@@ -110,7 +143,7 @@ def verify(repair: bool) -> None:
         show_report(found.repaired)
         return DIFFERENT if found.repaired.status == "held" else DONE
 
-    sys.exit(reporting(lambda settings: _with_source(settings, work)))
+    sys.exit(reporting(lambda settings: with_source(settings, source, work)))
 
 
 @cli.group(invoke_without_command=True)
@@ -151,42 +184,17 @@ def new(message: str) -> None:
     sys.exit(reporting(lambda settings: with_database(settings, work)))
 
 
-def _with_source(settings: Settings, work: Callable[[Settings, Database, Source], Awaitable[int]]) -> int:
-    """Do `work` with database and source; the sample feed is served for as long unless a running service serves it."""
-    source = app.checked_source(settings)
-
-    async def fetch(database: Database) -> int:
-        async with _sample_served(settings) if settings.uses_sample else nullcontext():
-            return await work(settings, database, source)
-
-    return with_database(settings, fetch)
-
-
-@asynccontextmanager
-async def _sample_served(settings: Settings) -> AsyncIterator[None]:
-    try:
-        listener = bind(settings.host, settings.port)
-    except SettingError:
-        # Whoever has the port is taken for the running service; if it is not, the fetch says what it met.
-        yield
-        return
-    feed = Quart("sample", static_folder=None)
-    feed.register_blueprint(sample_blueprint(path=SAMPLE_PATH, data_dir=settings.data_dir))
-    async with serve_for_now(feed, listener):
-        yield
-
-
 def _first_sync(settings: Settings) -> app.Alongside:
     async def first(service: Service) -> None:
         await service.wait_until_ready()
         try:
-            report = await service.sync()
+            report = await service.sync(service.sources.default)
             show_report(report)
             if settings.uses_sample and report.first_load:
                 output.print(
                     Text("The sample feed has changed a little meanwhile, so here is what a second sync does.")
                 )
-                show_report(await service.sync())
+                show_report(await service.sync(service.sources.default))
         except LockstepError as exc:
             show_error(exc)
         _show_next_steps(settings, service)

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
+import click
+from quart import Quart
 from rich.console import Console
 from rich.text import Text
 
 import app
 import telemetry
-from config import Settings, load_settings
+from config import SAMPLE_PATH, Settings, load_settings
+from definitions import Source
 from errors import LockstepError, SettingError
 from store import migrations
 from store.database import Database
 from store.runs import reap_stale_runs
-from web.serving import run_loop, stop_on_signals
+from web.sample import sample_blueprint
+from web.serving import bind, run_loop, serve_for_now, stop_on_signals
 
 DONE, DIFFERENT, WRONG, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+
+SourceWork = Callable[[Settings, Database, Source], Awaitable[int]]
 
 log = telemetry.get_logger(__name__)
 output = Console(highlight=False)
@@ -101,3 +107,52 @@ async def _until_signal(work: Awaitable[int]) -> int:
         task.cancel()
         await asyncio.wait({task})
     return INTERRUPTED if task.cancelled() else task.result()
+
+
+source_option = click.option("--source", metavar="NAME", help="Which source; without it, the first one.")
+mode_option = click.option(
+    "--mode", type=click.Choice(["snapshot", "incremental"]), help="How, for a source that has both modes."
+)
+
+
+def with_source(settings: Settings, name: str | None, work: SourceWork) -> int:
+    """Do `work` with database and source; the sample feed is served for as long unless a running service serves it."""
+    sources = app.checked_sources(settings)
+
+    async def fetch(database: Database) -> int:
+        async with _sample_served(settings) if settings.uses_sample else nullcontext():
+            return await work(settings, database, sources.named(name))
+
+    return with_database(settings, fetch)
+
+
+def with_every_source(settings: Settings, work: SourceWork) -> int:
+    """Do `work` with all sources, one after the other; return the gravest exit code."""
+    sources = app.checked_sources(settings)
+
+    async def each(database: Database, source: Source) -> int:
+        try:
+            return await work(settings, database, source)
+        except LockstepError as exc:
+            show_error(exc)
+            return FAILED
+
+    async def fetch(database: Database) -> int:
+        async with _sample_served(settings) if settings.uses_sample else nullcontext():
+            return max([await each(database, source) for source in sources])
+
+    return with_database(settings, fetch)
+
+
+@asynccontextmanager
+async def _sample_served(settings: Settings) -> AsyncIterator[None]:
+    try:
+        listener = bind(settings.host, settings.port)
+    except SettingError:
+        # Whoever has the port is taken for the running service; if it is not, the fetch says what it met.
+        yield
+        return
+    feed = Quart("sample", static_folder=None)
+    feed.register_blueprint(sample_blueprint(path=SAMPLE_PATH, data_dir=settings.data_dir))
+    async with serve_for_now(feed, listener):
+        yield

@@ -15,8 +15,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, Settin
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from definitions import FeedFormat, Source, Sources
 from errors import SettingError
-from models import FeedFormat, Source
 
 SAMPLE_PATH = "/sample/catalogue"
 """Where the service serves its own sample feed, which is the source when no other is set."""
@@ -266,8 +266,12 @@ class Settings(BaseSettings):
         """How many database connections each worker may hold."""
         return max(math.ceil(self.db_max_pool / self.workers_count), 1)
 
+    def sources(self) -> Sources:
+        """Return all sources that are to be mirrored."""
+        return Sources([self.source()])
+
     def source(self) -> Source:
-        """Return the source that is to be mirrored."""
+        """Return the source that the environment alone describes."""
         return Source(
             name="sample" if self.source_url is None else self.table_name,
             url=self.base_url + SAMPLE_PATH if self.source_url is None else self.source_url.get_secret_value(),

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from columns import Column, after_change, loses_literals, plan_change
-from errors import SchemaConflict
-from models import Counts, Difference, Problem, Source
+from definitions import RunMode, Source
+from errors import BadRequest, SchemaConflict
+from models import Counts, Difference, Problem
 from rows import ColumnMisfit
 
 MANY_EQUAL = 20
@@ -39,6 +40,16 @@ class Outcome:
     differences: tuple[Difference, ...] = ()
     hash: str = ""
     live_rows: int = 0
+
+
+def demand_mode(source: Source, mode: RunMode | None) -> RunMode:
+    """Return how a run goes about it: as it is told, or as is usual; raise BadRequest where the source cannot."""
+    if mode is not None and source.mode not in (mode, "both"):
+        raise BadRequest(
+            f"{source.name} cannot be synced in the mode {mode}; it has the mode {source.mode}.",
+            remedy='Leave the mode out, or give the source mode = "both".',
+        )
+    return mode or source.usual_mode
 
 
 def reason_to_hold(

@@ -23,7 +23,8 @@ LockstepError
 │   ├── PlanStale             the plan that was to be applied is not the plan any more
 │   ├── SpoolFailed           the temporary file of a run could not be written
 │   ├── ApprovalRefused       there is no hold that this approval could release
-│   └── RunInterrupted        the run was stopped before it could finish
+│   ├── RunInterrupted        the run was stopped before it could finish
+│   └── SomeNotSynced         of all sources, some were not brought in step
 ├── NotAuthorized             the caller did not prove who it is
 ├── ScopeMissing              the caller may not do this
 ├── TooManyAttempts           somebody tried to sign in too often
@@ -35,7 +36,11 @@ LockstepError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
+
+NAMED = 10
+"""How many of several names a message tells."""
 
 
 class LockstepError(Exception):
@@ -237,6 +242,18 @@ class RunInterrupted(RunError):
 
     code = "interrupted"
     default_remedy = "Nothing was written. Sync again."
+
+
+class SomeNotSynced(RunError):
+    """Of all sources, some were not brought in step."""
+
+    code = "some_not_synced"
+    default_remedy = "The answer tells cause and remedy for each of them; the others were synced."
+
+    def __init__(self, *, failed: Sequence[str], held: Sequence[str], of: int) -> None:
+        kinds = ((failed, "failed"), (held, "hold deletions"))
+        told = "; ".join(f"{len(names)} {what}: {', '.join(names[:NAMED])}" for names, what in kinds if names)
+        super().__init__(f"Of {of} sources, {told}.")
 
 
 class NotAuthorized(LockstepError):

@@ -11,8 +11,9 @@ from msgspec import Raw
 import sources
 from columns import Inference
 from deciding import feed_digest
+from definitions import Source
 from fingerprints import DIGEST, KnownFingerprints, Match
-from models import KEPT_PROBLEMS, Problem, Progress, Source, Validators
+from models import KEPT_PROBLEMS, Problem, Progress, Validators
 from records import RecordError, canonical_digests, parse, read_key
 from spool import Spool
 from store.database import Database

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -14,50 +13,12 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, registry
 
 RunStatus = Literal["running", "succeeded", "unchanged", "held", "failed", "interrupted"]
 Operation = Literal["created", "updated", "restored", "deleted"]
-FeedFormat = Literal["auto", "json", "ndjson"]
 
 KEPT_PROBLEMS = 100
 """How many rejected or duplicate records a run keeps in detail; the others are only counted."""
 
 KEPT_DIFFERENCES = 100
 """How many field-level differences a plan or a verification shows."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A named JSON feed: where it is, what identifies its records, where they go, how far it is trusted.
-
-    `url` may carry credentials; never log it whole, log `sources.redact(url)`.
-    """
-
-    name: str
-    url: str = field(repr=False)
-    key: tuple[str, ...] = ("id",)
-    table: str = "my_data"
-    db_schema: str = "public"
-    records: tuple[str, ...] = ()
-    """Path to the array inside the document; empty means the top level."""
-    format: FeedFormat = "auto"
-    types: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """Declared column types by field name; they win over what would be inferred."""
-    on_schema_change: Literal["evolve", "freeze"] = "evolve"
-    nul_characters: Literal["reject", "strip"] = "reject"
-    allow_empty: bool = False
-    allow_private: bool = False
-    """Whether addresses in private networks may be contacted even where `url` does not name one."""
-    max_delete_rows: int = 10
-    max_delete_share: float = 0.1
-    """Deletions above both limits are held; the share is of the live rows, 0 to 1."""
-    attempts: int = 3
-    connect_timeout_seconds: float = 10.0
-    read_timeout_seconds: float = 30.0
-    total_timeout_seconds: float = 3600.0
-    max_retry_after_seconds: float = 30.0
-    max_body_bytes: int = 16 * 2**30
-    """Cap on the decompressed body."""
-    max_record_bytes: int = 16 * 2**20
-    purge_after_days: float | None = None
-    """How old a tombstone may grow before a run that ended well removes it; None keeps all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,9 @@ from dataclasses import asdict, replace
 import structlog
 
 import telemetry
+from definitions import Source
 from errors import DatabaseBlocked, DatabaseError, DatabaseUnavailable, LockstepError, RunInterrupted
-from models import Report, RunStatus, Source
+from models import Report, RunStatus
 from store import mirrors, owners, runs
 from store.database import Database
 

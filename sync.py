@@ -12,10 +12,11 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from applying import FetchAll, apply
-from deciding import Order, Outcome, total
+from deciding import Order, Outcome, demand_mode, total
+from definitions import RunMode, Source
 from errors import DatabaseError
 from gathering import Gathered, OnProgress, gather
-from models import KEPT_PROBLEMS, Counts, Plan, Report, RunStatus, Source, Verification
+from models import KEPT_PROBLEMS, Counts, Plan, Report, RunStatus, Verification
 from running import milliseconds_since, run_to_end, written
 from spool import Spool, open_spool
 from store import mirrors, runs
@@ -31,6 +32,7 @@ async def sync_data(
     database: Database,
     source: Source,
     *,
+    mode: RunMode | None = None,
     plan: str | None = None,
     approve: int | None = None,
     trust_fingerprints: bool = True,
@@ -39,9 +41,11 @@ async def sync_data(
 ) -> Report:
     """Bring a source's mirror in step with it, in one run; return how the run ended.
 
-    `plan` is the hash of the plan that may be applied and no other; `approve` the held run whose deletions may be
-    carried out. The run's row tells of failures too, and every error raised here carries its number as `run`.
+    `mode` is the source's usual one unless it is given; BadRequest if the source has no such mode. `plan` is the
+    hash of the plan that may be applied and no other; `approve` the held run whose deletions may be carried out. The
+    run's row tells of failures too, and every error raised here carries its number as `run`.
     """
+    demand_mode(source, mode)
     mirror = mirrors.mirror_name(source)
     opened = await runs.insert_run(database, source=source.name, mirror=mirror, approves=approve)
 
@@ -57,9 +61,15 @@ async def sync_data(
 
 
 async def plan_data(
-    database: Database, source: Source, *, spool_dir: Path | None = None, on_progress: OnProgress | None = None
+    database: Database,
+    source: Source,
+    *,
+    mode: RunMode | None = None,
+    spool_dir: Path | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Plan:
     """Tell what a run would do now; nothing is written."""
+    demand_mode(source, mode)
     started = time.monotonic()
     outcome = await _look(database, source, True, spool_dir, on_progress)
     return Plan(

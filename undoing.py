@@ -10,13 +10,22 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from applying import CONTENTION_WAIT_SECONDS, MAX_ATTEMPTS
+from definitions import Source, Sources
 from errors import DatabaseContended, NotFound, UndoRefused
-from models import Counts, Report, Source
+from models import Counts, Report
 from running import milliseconds_since, run_to_end, written
 from store import mirrors, pauses, runs
 from store.database import Database
 from store.journal import lock_journal
 from store.undo import Obstacles, Undo, select_undone
+
+
+async def select_source_of_run(database: Database, sources: Sources, run: int) -> Source:
+    """Return the source that a run synced; raise NotFound if there is no such run, or no such source any more."""
+    report = await runs.select_run(database, run)
+    if report is None:
+        raise NotFound(f"There is no run {run}.")
+    return sources.named(report.source)
 
 
 async def undo_run(database: Database, source: Source, run: int) -> Report:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from models import Problem, Progress, Source, Validators
+from definitions import Source
+from models import Problem, Progress, Validators
 from sources.address import redact
 from sources.batch import DIGEST, Batch
 from sources.feed import Feed, open_feed

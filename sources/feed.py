@@ -12,8 +12,9 @@ from typing import Any
 import aiohttp
 import xxhash
 
+from definitions import Source
 from errors import SourceTimeout, SourceTooLarge
-from models import Problem, Progress, Source, Validators
+from models import Problem, Progress, Validators
 from sources.address import redact
 from sources.batch import Batch, Rejections
 from sources.charset import Transcoder

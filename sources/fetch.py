@@ -12,6 +12,7 @@ from http import HTTPStatus
 import aiohttp
 from yarl import URL
 
+from definitions import Source
 from errors import (
     AddressRefused,
     SourceIncomplete,
@@ -20,7 +21,7 @@ from errors import (
     SourceTimeout,
     SourceUnreachable,
 )
-from models import Source, Validators
+from models import Validators
 from sources.address import AddressGuard, may_be_private, origin, redact, redact_all
 from sources.decompress import ACCEPTED
 

@@ -7,8 +7,8 @@ from typing import Protocol
 
 import msgspec
 
+from definitions import Source
 from errors import SourceIncomplete, SourceInvalid, SourceTooLarge
-from models import Source
 from sources.batch import Batch, Rejections
 from sources.cut import WHITESPACE, ArrayCutter, LineCutter
 from sources.frame import ArrayFinder, check_frame

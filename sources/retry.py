@@ -7,8 +7,8 @@ from http import HTTPStatus
 
 import stamina
 
+from definitions import Source
 from errors import SourceIncomplete, SourceRefused, SourceUnreachable
-from models import Source
 
 _FIRST_WAIT_SECONDS = 0.5
 _LONGEST_WAIT_SECONDS = 10.0

@@ -11,7 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from models import CREATED_AT, DELETED_AT, Change, Source, SqlType, mirror_table
+from definitions import Source
+from models import CREATED_AT, DELETED_AT, Change, SqlType, mirror_table
 from store.database import Database
 from store.journal import select_history
 from store.mirrors import Mirror, select_mirror

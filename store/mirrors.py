@@ -15,6 +15,7 @@ from sqlalchemy.dialects.postgresql import asyncpg, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from columns import Column, column_name
+from definitions import Source
 from errors import NotFound, SchemaConflict
 from fingerprints import KnownFingerprints
 from models import (
@@ -25,7 +26,6 @@ from models import (
     MirrorRow,
     MyData,
     Pause,
-    Source,
     Validators,
     map_my_data,
     mirror_table,

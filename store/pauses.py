@@ -8,7 +8,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from models import MirrorRow, Source
+from definitions import Source
+from models import MirrorRow
 from store.database import Database
 from store.mirrors import mirror_name
 

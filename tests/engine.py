@@ -18,7 +18,8 @@ from typing import Any
 
 import asyncpg
 
-from models import BOOKKEEPING, Report, Source
+from definitions import Source
+from models import BOOKKEEPING, Report
 from store import Database
 from sync import sync_data
 from tests.feed_server import Answer, FeedServer, Stall

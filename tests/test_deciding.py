@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from columns import BIGINT, DOUBLE, JSONB, NUMERIC, TEXT, TIMESTAMPTZ, Column
 from deciding import decide_columns, feed_digest, reason_to_hold, should_switch_to_canonical, total
+from definitions import Source
 from errors import SchemaConflict
-from models import Counts, Source
+from models import Counts
 from rows import ColumnMisfit
 
 SOURCE = Source(name="test", url="http://127.0.0.1/feed")

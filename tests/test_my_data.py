@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import sqlalchemy as sa
 
+from definitions import Source
 from errors import NotFound
-from models import Source
 from store import Database
 from store.mirrors import load_my_data
 from sync import sync_data

@@ -12,7 +12,7 @@ import pytest
 from quart import Quart
 
 from config import SAMPLE_PATH
-from models import Source
+from definitions import Source
 from web.sample import catalogue, fetch_version, pinned, sample_blueprint
 
 Snapshot = dict[int, dict[str, Any]]

@@ -8,10 +8,11 @@ with, as in every other answer about runs; RFC 9457, 3.1 has consumers ignore a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from quart import Response
@@ -19,6 +20,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 import errors
 import telemetry
+from definitions import Source
 from models import Change, Difference, Plan, Problem, Report
 
 COMPLETED = "Data synchronization completed"
@@ -37,6 +39,7 @@ HTTP_STATUS: Mapping[type[errors.LockstepError], HTTPStatus] = MappingProxyType(
         errors.UndoRefused: HTTPStatus.CONFLICT,
         errors.ApprovalRefused: HTTPStatus.CONFLICT,
         errors.RunInterrupted: HTTPStatus.SERVICE_UNAVAILABLE,
+        errors.SomeNotSynced: HTTPStatus.BAD_GATEWAY,
         errors.NotAuthorized: HTTPStatus.UNAUTHORIZED,
         errors.ScopeMissing: HTTPStatus.FORBIDDEN,
         errors.TooManyAttempts: HTTPStatus.TOO_MANY_REQUESTS,
@@ -192,6 +195,40 @@ def report_answer(report: Report) -> Response:
     )
 
 
+def all_answer(outcomes: Sequence[tuple[Source, Report | errors.LockstepError]]) -> Response:
+    """Return what `/sync_data?source=all` answers: what became of every source, and the worst of it as the status."""
+    failed = [source.name for source, outcome in outcomes if not isinstance(outcome, Report)]
+    held = [source.name for source, outcome in outcomes if isinstance(outcome, Report) and outcome.status == "held"]
+    contents = [_outcome_content(source, outcome) for source, outcome in outcomes]
+    if not failed and not held:
+        return answer({"source": "all", "status": "succeeded", "message": COMPLETED, "sources": contents})
+    statuses = [status_of(outcome) for _, outcome in outcomes if isinstance(outcome, errors.LockstepError)]
+    error = errors.SomeNotSynced(failed=failed, held=held, of=len(outcomes))
+    return problem(
+        title=_title(error),
+        detail=error.cause,
+        remedy=error.remedy,
+        code=error.code,
+        http_status=max(statuses, default=HTTPStatus.UNPROCESSABLE_ENTITY),
+        word="failed" if failed else "held",
+        source="all",
+        sources=contents,
+    )
+
+
+def _outcome_content(source: Source, outcome: Report | errors.LockstepError) -> dict[str, Any]:
+    if isinstance(outcome, Report):
+        return report_content(outcome)
+    content = {"run": outcome.run} if outcome.run is not None else {}
+    return content | {
+        "source": source.name,
+        "status": RUN_WORDS.get(type(outcome), "failed"),
+        "error": outcome.code,
+        "cause": telemetry.redact(outcome.cause),
+        "remedy": telemetry.redact(outcome.remedy),
+    }
+
+
 def report_content(report: Report) -> dict[str, Any]:
     """Return the members of an answer about a run that has ended."""
     content: dict[str, Any] = {
@@ -257,7 +294,7 @@ def plan_content(plan: Plan) -> dict[str, Any]:
         **_problems(plan.counts.duplicates, plan.problems),
         "differences": [difference_content(difference) for difference in plan.differences],
         "plan": plan.hash,
-        "apply": f"/sync_data?plan={plan.hash}",
+        "apply": f"/sync_data?source={quote(plan.source)}&plan={plan.hash}",
     }
 
 

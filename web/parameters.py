@@ -6,6 +6,7 @@ import re
 
 from quart import request
 
+from definitions import RunMode
 from errors import BadRequest
 
 LARGEST_ID = 2**63 - 1
@@ -40,6 +41,16 @@ def whole_number(name: str, *, lowest: int = 1, highest: int = LARGEST_ID) -> in
     if not re.fullmatch(r"[0-9]{1,19}", value) or not lowest <= int(value) <= highest:
         raise BadRequest(f"The parameter {name} must be a whole number from {lowest} to {highest}.")
     return int(value)
+
+
+def run_mode(name: str) -> RunMode | None:
+    """Return how a run is to go about it, or None if that is left to the source."""
+    match request.args.get(name):
+        case None:
+            return None
+        case "snapshot" | "incremental" as mode:
+            return mode
+    raise BadRequest(f"The parameter {name} must be snapshot or incremental.")
 
 
 def plan_hash(name: str) -> str | None:

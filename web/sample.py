@@ -18,8 +18,8 @@ import msgspec
 import portalocker
 from quart import Blueprint, Response, request
 
+from definitions import Source
 from errors import BadRequest, SettingError
-from models import Source
 
 PRODUCTS = 2_500
 ARRIVALS = 3

@@ -13,12 +13,13 @@ from quart import current_app
 
 import sync
 import telemetry
+from definitions import RunMode, Source, Sources
 from errors import DatabaseError, DatabaseUnavailable, LockstepError, RunInterrupted
-from models import Plan, Report, Source
+from models import Plan, Report
 from store.database import Database
 from store.migrations import upgrade
-from store.runs import reap_stale_runs
-from undoing import undo_run
+from store.runs import reap_stale_runs, select_run
+from undoing import select_source_of_run, undo_run
 
 WAIT_SECONDS = 1.0
 """Between two attempts to reach a database that is away."""
@@ -26,6 +27,8 @@ WATCH_SECONDS = 5.0
 """Between two looks at a server that this process can bring back."""
 PING_SECONDS = 3.0
 NOT_REACHED_YET = "The database has not been reached yet."
+RUNS_AT_ONCE = 4
+"""How many sources are synced at the same time when all of them are asked for."""
 STOP_SECONDS = 15.0
 """How long a run may take to roll back and to record that it was interrupted."""
 
@@ -67,15 +70,16 @@ class Service:
     def __init__(
         self,
         *,
-        source: Source,
-        plan_source: Source,
+        sources: Sources,
+        look_at: Callable[[Source], Source],
         server: Server,
         connect: Callable[[str], Database],
         spool_dir: Path | None = None,
         settle_seconds: float = 0.0,
     ) -> None:
-        self.source = source
-        self._plan_source = plan_source
+        """Make a service; `look_at` gives what to fetch of a source so that fetching does not move it on."""
+        self.sources = sources
+        self._look_at = look_at
         self._server = server
         self._connect = connect
         self._spool_dir = spool_dir
@@ -131,22 +135,55 @@ class Service:
         except TimeoutError as exc:
             raise DatabaseUnavailable(f"The database did not answer within {PING_SECONDS:g} seconds.") from exc
 
-    async def sync(self, *, plan: str | None = None, approve: int | None = None) -> Report:
+    async def sync(
+        self, source: Source, *, mode: RunMode | None = None, plan: str | None = None, approve: int | None = None
+    ) -> Report:
         """Run one sync to its end, even when the caller goes away, then wait the time it is to settle."""
-        report = await self._finish(
-            sync.sync_data(self.database, self.source, plan=plan, approve=approve, spool_dir=self._spool_dir)
-        )
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), self._settle_seconds)
+        report = await self.run(source, mode=mode, plan=plan, approve=approve)
+        await self._settle()
         return report
+
+    async def sync_all(self) -> list[tuple[Source, Report | LockstepError]]:
+        """Sync all sources, a few at a time; one that fails does not keep the others from it."""
+        turns = asyncio.Semaphore(RUNS_AT_ONCE)
+
+        async def outcome(source: Source) -> Report | LockstepError:
+            async with turns:
+                try:
+                    return await self.run(source)
+                except LockstepError as error:
+                    return error
+
+        outcomes = await asyncio.gather(*map(outcome, self.sources))
+        await self._settle()
+        return list(zip(self.sources, outcomes, strict=True))
+
+    async def run(
+        self, source: Source, *, mode: RunMode | None = None, plan: str | None = None, approve: int | None = None
+    ) -> Report:
+        """Run one sync to its end, even when the caller goes away."""
+        return await self._finish(
+            sync.sync_data(self.database, source, mode=mode, plan=plan, approve=approve, spool_dir=self._spool_dir)
+        )
 
     async def undo(self, run: int) -> Report:
         """Take a run back, even when the caller goes away."""
-        return await self._finish(undo_run(self.database, self.source, run))
+        source = await select_source_of_run(self.database, self.sources, run)
+        return await self._finish(undo_run(self.database, source, run))
 
-    async def plan(self) -> Plan:
+    async def source_meant(self, name: str | None, approve: int | None) -> Source:
+        """Return the source of a name or, where a hold is approved without one, of the run that holds."""
+        held = await select_run(self.database, approve) if name is None and approve is not None else None
+        return self.sources.named(held.source if held else name)
+
+    async def plan(self, source: Source, *, mode: RunMode | None = None) -> Plan:
         """Find out what a sync would do now."""
-        return await self._finish(sync.plan_data(self.database, self._plan_source, spool_dir=self._spool_dir))
+        looked_at = self._look_at(source)
+        return await self._finish(sync.plan_data(self.database, looked_at, mode=mode, spool_dir=self._spool_dir))
+
+    async def _settle(self) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), self._settle_seconds)
 
     async def stop_runs(self) -> None:
         """Accept no further run, cancel those under way and wait until they have recorded it."""

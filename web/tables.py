@@ -26,9 +26,10 @@ async def show_history(table: str, key: str) -> Response:
     limit = parameters.whole_number("limit", highest=MOST_SHOWN) or SHOWN
     before = parameters.whole_number("before")
     service = current_service()
-    source, parts = service.source, key_parts(request.scope["raw_path"])
-    if table not in (source.table, f"{source.db_schema}.{source.table}") or parts is None:
+    found_sources, parts = service.sources.of_table(table), key_parts(request.scope["raw_path"])
+    if not found_sources or parts is None:
         raise NotFound(f"There is no table {table[:63]!r} with such rows.")
+    source = found_sources[0]  # those that share a table have the same key
     # One more than is shown tells whether there is a next page.
     found = await select_row_history(service.database, source, parts, before=before, limit=limit + 1)
     if found is None:

@@ -8,7 +8,7 @@ from errors import LockstepError, NotFound
 from store import pauses
 from web import parameters
 from web.answers import answer, error_answer, undo_content
-from web.service import Service, current_service
+from web.service import current_service
 
 PAUSED_BY_HAND = "somebody paused it"
 
@@ -31,8 +31,8 @@ async def undo_run(run: int) -> Response:
 async def pause_source(name: str) -> Response:
     """Have the source not synced until it is resumed."""
     parameters.only()
-    service = _service_of(name)
-    changed = await pauses.pause(service.database, service.source, reason=PAUSED_BY_HAND)
+    service = current_service()
+    changed = await pauses.pause(service.database, service.sources.named(name), reason=PAUSED_BY_HAND)
     return answer({"source": name, "status": "paused", "changed": changed})
 
 
@@ -40,13 +40,6 @@ async def pause_source(name: str) -> Response:
 async def resume_source(name: str) -> Response:
     """Have a paused source synced again from the next call on."""
     parameters.only()
-    service = _service_of(name)
-    changed = await pauses.resume(service.database, service.source)
-    return answer({"source": name, "status": "active", "changed": changed})
-
-
-def _service_of(name: str) -> Service:
     service = current_service()
-    if name != service.source.name:
-        raise NotFound(f"There is no source {name[:63]!r}.", remedy=f"The only one is {service.source.name}.")
-    return service
+    changed = await pauses.resume(service.database, service.sources.named(name))
+    return answer({"source": name, "status": "active", "changed": changed})

@@ -10,7 +10,7 @@ import pytest_asyncio
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 
-from models import Source
+from definitions import Source
 from store import Database, migrations
 from sync import sync_data
 from tests import test_guard, test_healing, test_plan, test_runs, test_schema, test_sync

@@ -8,7 +8,8 @@ from typing import Any
 
 import xxhash
 
-from models import Source, Validators
+from definitions import Source
+from models import Validators
 from sources import Batch, Feed, open_feed
 from sources.batch import Rejections
 from sources.layout import Layout

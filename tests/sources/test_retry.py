@@ -7,6 +7,7 @@ from email.utils import format_datetime
 
 import pytest
 
+from definitions import Source
 from errors import (
     AddressRefused,
     SourceError,
@@ -17,7 +18,6 @@ from errors import (
     SourceTooLarge,
     SourceUnreachable,
 )
-from models import Source
 from sources import attempts, is_retryable, retry_wait_seconds
 from sources.fetch import VERSION, parse_retry_after
 from tests.feed_server import Answer, FeedServer, Reset
