@@ -124,6 +124,20 @@ class RateLimit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightLimit:
+    """How a source counts what its callers ask for, and from where on it is left alone.
+
+    Its answers tell in `header` how much was used within the present window; when that reaches `stop_share` of `limit`,
+    nobody asks again until a whole window has passed.
+    """
+
+    header: str
+    limit: int
+    window_seconds: float = 60.0
+    stop_share: float = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
     """When a source is synced by itself: at intervals, or as cron says in a time zone; exactly one of them."""
 
@@ -155,6 +169,9 @@ class Source:
     max_pages: int = 10_000
     total: DeclaredTotal | None = None
     rate_limit: RateLimit | None = None
+    weight: WeightLimit | None = None
+    preset: str | None = None
+    """The name in presets.py of what this source was made from, which may have routes of its own."""
 
     key: tuple[str, ...] = ("id",)
     """The key's fields as the mirror has them: those of `scope` first, then the feed's, after renaming."""
@@ -171,6 +188,8 @@ class Source:
     """Fields of fixed value that every record gets; the source's rows are those that have them."""
     fields: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     """The feed's fields that are mirrored, with the names that they get; empty means all, as they are."""
+    other_fields: Literal["drop", "keep"] = "drop"
+    """What becomes of fields that `fields` does not name, unless it is empty; what is kept keeps its name."""
     nested: Literal["jsonb", "flatten"] = "jsonb"
     """Whether an object inside a record is one value, or its members become fields, as in `address_city`."""
     types: Mapping[str, str] = field(default_factory=lambda: EMPTY)
