@@ -137,7 +137,9 @@ class _Application:
         self._order = order
         self._mirror = mirror
         self._columns = columns
-        self._decoder = RowDecoder(columns, source.key, nul_characters=source.nul_characters)
+        self._decoder = RowDecoder(
+            columns, source.key, nul_characters=source.nul_characters, declared=source.types.keys()
+        )
         self._outcome = Outcome(problems=list(gathered.problems))
 
     async def carry_out(self, *, straight: bool) -> Outcome:

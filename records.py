@@ -63,9 +63,11 @@ def _refuse(constant: str) -> None:
 
 
 def parse_scalar(text: str) -> Any:
-    """Parse the JSON text of a single value as `parse` would; quick for numbers."""
+    """Parse the JSON text of a single value as `parse` would; quick for numbers and plain texts."""
     if text[0] in "-0123456789":
         return Decimal(text) if any(mark in text for mark in ".eE") else int(text)
+    if text[0] == '"' and "\\" not in text:
+        return text[1:-1]
     return json.loads(text, parse_float=Decimal)
 
 

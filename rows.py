@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -59,7 +59,9 @@ class RowDecoder:
         key: Sequence[str],
         *,
         nul_characters: Literal["reject", "strip"] = "reject",
+        declared: Collection[str] = (),
     ) -> None:
+        """Make a decoder; fields that were `declared` to be numeric may spell their numbers as text."""
         self.columns = tuple(columns)
         self.key = tuple(key)
         self.wanted: dict[str, str | None] = {}
@@ -69,7 +71,10 @@ class RowDecoder:
         self.unidentified = 0
         self.protected: list[tuple[Any, ...]] = []
         self._strip = nul_characters == "strip"
-        self._fits = [fit_for(column.sql_type) for column in self.columns]
+        self._fits = [
+            fit_for(column.sql_type, numbers_as_text=column.field in declared and column.field not in self.key)
+            for column in self.columns
+        ]
         self._by_field = {column.field: place for place, column in enumerate(self.columns)}
         self._key_places = [self._by_field[name] for name in self.key]
         self._hazards = {shape for column in self.columns for shape in HAZARDS.get(column.sql_type, ())}

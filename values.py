@@ -53,6 +53,8 @@ HEXADECIMAL_UUID = re.compile(r"[0-9A-Fa-f]{8}(?:-?[0-9A-Fa-f]{4}){3}-?[0-9A-Fa-
 ENDS_OF_THE_CALENDAR = (date.min, date.max, datetime.min, datetime.max)  # noqa: DTZ901 (of timestamps without zone)
 """Moments that asyncpg writes as -infinity and infinity."""
 FRACTION = re.compile(r"\.(\d+)")
+JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+"""How JSON spells a number (RFC 8259, section 6)."""
 
 
 class Misfit(ValueError):
@@ -69,12 +71,17 @@ class Fit:
     """The type is not one of those known here: values travel as text, and PostgreSQL's own input decides."""
 
 
-def fit_for(sql_type: str) -> Fit:
-    """Return how a column of a type, spelled as by format_type(), takes values."""
+def fit_for(sql_type: str, *, numbers_as_text: bool = False) -> Fit:
+    """Return how a column of a type, spelled as by format_type(), takes values.
+
+    With `numbers_as_text`, a numeric column also takes a text that spells a number as JSON does, as prices often come.
+    """
     match = SPELLING.fullmatch(sql_type)
     convert = _converter(match) if match else None
     if convert is None:
         return Fit(convert=_literal, staged_as=TEXT, by_cast=True)
+    if numbers_as_text and match and match["base"] == NUMERIC and not match["array"]:
+        return Fit(convert=_spelled_out(convert), staged_as=sql_type)
     return Fit(convert=_each(convert) if match and match["array"] else convert, staged_as=sql_type)
 
 
@@ -152,6 +159,21 @@ def _bounded_numeric(precision: int, scale: int) -> Converter:
         return number
 
     return convert
+
+
+def _spelled_out(convert: Converter) -> Converter:
+    def convert_either(value: Any, text: str) -> Any:
+        if not isinstance(value, str):
+            return convert(value, text)
+        if not JSON_NUMBER.fullmatch(value):
+            raise Misfit("is a text that is not spelled as a number")
+        try:
+            number = Decimal(value)
+        except ArithmeticError as error:
+            raise Misfit("is a text whose number has a huge exponent") from error
+        return convert(number, text)
+
+    return convert_either
 
 
 def _text(value: Any, _text: str) -> str:

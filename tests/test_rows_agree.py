@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from columns import BIGINT, DOUBLE, INFERRED_TYPES, TEXT, TIMESTAMPTZ
+from columns import BIGINT, DOUBLE, INFERRED_TYPES, NUMERIC, TEXT, TIMESTAMPTZ
 from rows import SMALLEST_SPLIT
 from tests.decoding import GOOD_VALUES, KEY_TYPES, ODD_VALUES, check, decode, some
 
@@ -57,6 +57,16 @@ def tables(draw: st.DrawFn, odd_names: bool = False) -> tuple[dict[str, str], li
 def test_both_ways_agree(table: tuple[dict[str, str], list[bytes]], nul_characters: str) -> None:
     """Whatever the columns and the records, both ways give the same rows, reports, protected keys and wanted types."""
     check(*table, nul_characters=nul_characters)
+
+
+@pytest.mark.parametrize("odd", ODD_VALUES, ids=lambda odd: odd[:24].decode(errors="replace") + f"…{len(odd)}")
+def test_both_ways_agree_on_numbers_in_texts(odd: bytes) -> None:
+    """A declared numeric column takes numbers spelled as text on both ways, whatever stands beside them."""
+    good = [b'{"id":%d,"x":"%d.50000000","y":"t"}' % (number, number) for number in range(20)]
+    good[13] = b'{"id":13,"x":%b,"y":"t"}' % odd
+    _, rows = decode({"id": BIGINT, "x": NUMERIC, "y": TEXT}, good, declared=["x"])
+    assert [str(row[1]) for row in rows if row[0] != 13] == [f"{n}.50000000" for n in range(20) if n != 13]
+    check({"id": BIGINT, "x": NUMERIC, "y": TEXT}, good, declared=["x"])
 
 
 @given(tables(odd_names=True))

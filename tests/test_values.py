@@ -203,6 +203,45 @@ def test_a_misfit_is_refused(sql_type: str, text: str) -> None:
         fit_for(sql_type).convert(parsed(text), text)
 
 
+SPELLED_OUT = [
+    ("numeric", '"67123.45000000"', "67123.45000000"),
+    ("numeric", '"0.00000000"', "0.00000000"),
+    ("numeric", '"-12345678901234567890.123456789012345678901"', "-12345678901234567890.123456789012345678901"),
+    ("numeric", '"1E-8"', "1E-8"),
+    ("numeric", '"\\u0031.50"', "1.50"),
+    ("numeric", "1.50", "1.50"),
+    ("numeric(18,8)", '"67123.45000000"', "67123.45000000"),
+]
+
+
+@pytest.mark.parametrize(("sql_type", "text", "number"), SPELLED_OUT)
+def test_a_number_in_a_text_keeps_every_digit(sql_type: str, text: str, number: str) -> None:
+    """Where numbers may come as text, the text is read as JSON would read it, zeros at its end included."""
+    found = fit_for(sql_type, numbers_as_text=True).convert(parsed(text), text)
+    assert found.as_tuple() == Decimal(number).as_tuple()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '""', '" 1"', '"1 "', '"+1"', '"1."', '".5"', '"01"', '"1,5"', '"1_000"', '"0x10"', '"NaN"', '"Infinity"',
+        '"-"', '"1e"', '"\u0661"', '"1e309"', '"1e99999999999999999999"', "true", "[]",
+    ],
+)  # fmt: skip
+def test_a_text_that_is_no_number_is_refused(text: str) -> None:
+    """Nothing is guessed: a text that JSON would not take for a number, or that numeric cannot hold, is a misfit."""
+    with pytest.raises(Misfit, match=r"^(is|has) "):
+        fit_for("numeric", numbers_as_text=True).convert(parsed(text), text)
+
+
+def test_texts_are_numbers_only_where_that_was_declared() -> None:
+    """Without the word of whoever set it up, and for every other type, a text stays a text."""
+    for fit in (fit_for("numeric"), fit_for("bigint", numbers_as_text=True)):
+        with pytest.raises(Misfit):
+            fit.convert("1", '"1"')
+    assert fit_for("text", numbers_as_text=True).convert("1", '"1"') == "1"
+
+
 @pytest.mark.parametrize(
     "sql_type", ["inet", "mood", "public.mood", '"Mood"', "bit(3)", "interval day to second(3)", "money"]
 )
