@@ -18,7 +18,7 @@ from models import KEPT_DIFFERENCES, KEPT_PROBLEMS, Counts, Problem, Validators
 from rows import RowDecoder
 from store import mirrors, runs, shapes
 from store.database import Database
-from store.journal import lock_journal
+from store.journal import journaling
 from store.mirrors import Mirror
 from store.staging import Staging
 from values import fit_for
@@ -322,9 +322,10 @@ class _Application:
         if self._gathered.without_fingerprint or not self._gathered.trusted:
             await staging.update_fingerprints(self._session, all_rows=kind_changed or self._gathered.has_copies)
         self._outcome.first_load = not self._mirror.has_rows
-        if changes and not self._outcome.first_load:
-            await lock_journal(self._session)
-            await staging.insert_changes(self._session, self._run)
+        if changes:
+            async with journaling(self._session, self._run):
+                if not self._outcome.first_load:
+                    await staging.insert_changes(self._session, self._run)
         counts = self._outcome.counts
         self._outcome.live_rows += counts.created + counts.restored - counts.deleted
         await self._write_state()

@@ -30,6 +30,7 @@ LockstepError
 ├── TooManyAttempts           somebody tried to sign in too often
 ├── GrantRefused              a request for an access token cannot be granted
 ├── CrossSiteRefused          a page of another site tried to use its visitor's rights
+├── TooManyStreams            as many event streams are open as may be
 ├── NotFound                  what was asked for does not exist
 └── BadRequest                the request itself is malformed
 """
@@ -306,6 +307,13 @@ class CrossSiteRefused(LockstepError):
 
     code = "cross_site_refused"
     default_remedy = "Call this address directly, not from a page of another site."
+
+
+class TooManyStreams(LockstepError):
+    """As many event streams are open as may be."""
+
+    code = "too_many_streams"
+    default_remedy = "Close one, or try again when one has ended; /changes in pages is answered all the same."
 
 
 class NotFound(LockstepError):

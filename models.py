@@ -155,6 +155,18 @@ class Change:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FirstLoad:
+    """A run that filled an empty mirror: one entry of the journal, in its place, for all the rows that it created."""
+
+    seq: int
+    run: int
+    source: str
+    table: str
+    rows: int
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """How far a fetch has come; `total_bytes` is unknown for chunked answers."""
 
@@ -213,6 +225,9 @@ class RunRow(ServiceBase):
     not_modified: Mapped[bool] = mapped_column(sa.Boolean, server_default=sa.false())
     approves: Mapped[int | None] = mapped_column(sa.BigInteger)
     undoes: Mapped[int | None] = mapped_column(sa.BigInteger)
+    first_seq: Mapped[int | None] = mapped_column(sa.BigInteger)
+    last_seq: Mapped[int | None] = mapped_column(sa.BigInteger)
+    """The journal's numbers that are this run's alone; a first load has one, and no entry under it."""
     error: Mapped[str | None] = mapped_column(sa.Text)
     cause: Mapped[str | None] = mapped_column(sa.Text)
     remedy: Mapped[str | None] = mapped_column(sa.Text)
@@ -225,6 +240,10 @@ class RunRow(ServiceBase):
         # One run per mirror, over all processes and through any connection pooler.
         sa.Index("runs_one_running_per_mirror", "mirror", unique=True, postgresql_where=sa.text("status = 'running'")),
         sa.Index("runs_source_id_idx", "source", "id"),
+        # Where whose entries are in the journal: its readers are led by these, whatever they ask for.
+        sa.Index("runs_last_seq_idx", "last_seq", postgresql_where=sa.text("last_seq IS NOT NULL")),
+        sa.Index("runs_source_last_seq_idx", "source", "last_seq", postgresql_where=sa.text("last_seq IS NOT NULL")),
+        sa.Index("runs_mirror_last_seq_idx", "mirror", "last_seq", postgresql_where=sa.text("last_seq IS NOT NULL")),
     )
 
 

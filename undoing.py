@@ -16,7 +16,7 @@ from models import Counts, Report
 from running import milliseconds_since, run_to_end, written
 from store import mirrors, pauses, runs
 from store.database import Database
-from store.journal import lock_journal
+from store.journal import journaling
 from store.undo import Obstacles, Undo, select_undone
 
 
@@ -97,8 +97,8 @@ async def _undo(session: AsyncSession, source: Source, run: int, by: int) -> Map
     _refuse(run, await undo.select_edited(session))
     changed = await undo.apply(session)
     _refuse_inexact(run, await undo.select_inexact(session))
-    await lock_journal(session)
-    await undo.insert_changes(session, by)
+    async with journaling(session, by):
+        await undo.insert_changes(session, by)
     more_rows = changed.get("restored", 0) - changed.get("deleted", 0)
     await pauses.update_undone(session, source, run=by, undone=run, more_rows=more_rows)
     return changed

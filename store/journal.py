@@ -1,21 +1,44 @@
-"""The journal: every change that runs made, in the order in which they were committed."""
+"""The journal: every change that runs made, in the order in which they were committed.
+
+A run numbers its entries under a lock that all runs share and that is released by the commit, so whoever sees one entry
+sees all entries before it. The numbers of a run are its own from the first to the last, and its row says which they
+are: by these rows a reader is led to the entries of one source or table, wherever they lie among those of others. A
+first load has a number too, and no entries.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSONB, REGCLASS
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from models import Change, ChangeRow, Operation, RunRow
+from models import Change, ChangeRow, FirstLoad, Operation, RunRow
 from store.database import Database
 
 JOURNAL_LOCK = 0x10C5_7E9_0001
 """Key of the advisory lock that makes the order of `seq` the order of commits, over all mirrors."""
 
+CHANNEL = "lockstep_changes"
+"""Where commits that add to the journal are told of; nothing but the fact."""
+
+SEQUENCE = sa.literal("lockstep.changes_seq_seq", sa.Text).cast(REGCLASS)
+LAST_NUMBER = sa.func.coalesce(sa.func.pg_sequence_last_value(SEQUENCE), 0)
+
+AT = sa.func.coalesce(RunRow.finished_at, RunRow.started_at).label("at")
+CHANGE = (
+    ChangeRow.seq,
+    ChangeRow.op,
+    ChangeRow.key.cast(sa.Text).label("key"),
+    ChangeRow.changes.cast(sa.Text).label("changes"),
+)
+"""An entry's columns; JSON as text, because the driver's reader would round numbers."""
 
 PREFER_THE_INDEX = sa.select(sa.func.set_config("enable_seqscan", "off", True))
 """Keys lie in the journal in no order, from which the planner concludes that their index leads everywhere at once.
@@ -23,31 +46,77 @@ PREFER_THE_INDEX = sa.select(sa.func.set_config("enable_seqscan", "off", True))
 It does not, for what it holds of every block is a Bloom filter.
 """
 
+Entry = Change | FirstLoad
 
-async def lock_journal(session: AsyncSession) -> None:
-    """Let no other run number its changes until this transaction has ended.
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """Entries of the journal, in order."""
+
+    entries: tuple[Entry, ...]
+    upto: int
+    """Nothing that was asked for is left before or at this number: where the next page begins."""
+
+
+@asynccontextmanager
+async def journaling(session: AsyncSession, run: int) -> AsyncIterator[None]:
+    """Let a run number its entries in the block, and note in its row which numbers are its own.
 
     A sequence gives numbers in the order of asking. Without the lock, a run that asked first and commits last would
-    put its changes behind the back of a reader who has gone past them.
+    put its changes behind the back of a reader who has gone past them. A run without entries takes one number.
     """
     await session.execute(sa.select(sa.func.pg_advisory_xact_lock(JOURNAL_LOCK)))
+    first = await session.scalar(sa.select(LAST_NUMBER + 1))
+    yield
+    last = sa.case((first > LAST_NUMBER, sa.func.nextval(SEQUENCE)), else_=LAST_NUMBER)
+    await session.execute(sa.update(RunRow).where(RunRow.id == run).values(first_seq=first, last_seq=last))
+    await session.execute(sa.select(sa.func.pg_notify(CHANNEL, "")))
 
 
-async def select_changes(
-    database: Database, *, after: int = 0, limit: int = 100, run: int | None = None
-) -> list[Change]:
-    """Return the changes that follow `after` in the journal, at most `limit` of them."""
-    query = (
-        sa.select(ChangeRow, sa.func.coalesce(RunRow.finished_at, RunRow.started_at))
-        .join(RunRow, RunRow.id == ChangeRow.run)
-        .where(ChangeRow.seq > after)
+async def select_page(
+    database: Database, *, after: int, limit: int, source: str | None = None, table: str | None = None
+) -> Page:
+    """Return what follows `after` in the journal, at most `limit` entries: of all, or of one source or table."""
+    async with database.transaction() as session:
+        newest = await _newest(session)
+        if newest <= after:
+            return Page(entries=(), upto=after)
+        found = await session.execute(page_query(after=after, limit=limit, source=source, table=table))
+        entries = tuple(_entry(row) for row in found)
+    # The page was read after `newest`, so it has all that there is up to there, or is full.
+    last = entries[-1].seq if entries else after
+    return Page(entries=entries, upto=last if len(entries) == limit else max(last, newest))
+
+
+def page_query(*, after: int, limit: int, source: str | None = None, table: str | None = None) -> sa.Select[Any]:
+    """Return the query for a page: along the runs in the order of their numbers, and for each along its entries."""
+    entry = (
+        sa.select(*CHANGE)
+        .where(ChangeRow.seq > after, ChangeRow.seq >= RunRow.first_seq, ChangeRow.seq <= RunRow.last_seq)
         .order_by(ChangeRow.seq)
         .limit(limit)
+        .lateral("entry")
     )
-    if run is not None:
-        query = query.where(ChangeRow.run == run)
+    query = (
+        sa.select(RunRow.id, RunRow.source, RunRow.mirror, RunRow.created, RunRow.last_seq, AT, *entry.c)
+        .outerjoin_from(RunRow, entry, sa.true())
+        .where(RunRow.last_seq > after, sa.or_(entry.c.seq.is_not(None), RunRow.first_load))
+        .order_by(RunRow.last_seq, entry.c.seq)
+        .limit(limit)
+    )
+    if source is not None:
+        query = query.where(RunRow.source == source)
+    return query if table is None else query.where(RunRow.mirror == table)
+
+
+async def select_newest(database: Database) -> int:
+    """Return the last number of the journal, 0 if it is empty."""
     async with database.transaction() as session:
-        return [_change(row, at) for row, at in await session.execute(query)]
+        return await _newest(session)
+
+
+async def _newest(session: AsyncSession) -> int:
+    return await session.scalar(sa.select(sa.func.max(RunRow.last_seq))) or 0
 
 
 async def select_history(
@@ -58,15 +127,15 @@ async def select_history(
     if before is not None:
         query = query.where(ChangeRow.seq < before)
     await session.execute(PREFER_THE_INDEX)
-    return [_change(row, at) for row, at in await session.execute(query)]
+    return [_change(row) for row in await session.execute(query)]
 
 
-def history_query(mirror: str, key: Mapping[str, Any], *, limit: int) -> sa.Select[ChangeRow, datetime]:
+def history_query(mirror: str, key: Mapping[str, Any], *, limit: int) -> sa.Select[Any]:
     """Return the query for the newest changes of one row; the index has hashes, for whole keys could be too long."""
     bound, seed = sa.literal(dict(key), JSONB), sa.literal_column("0", sa.BigInteger)
     same_hash = sa.func.jsonb_hash_extended(ChangeRow.key, seed) == sa.func.jsonb_hash_extended(bound, seed)
     return (
-        sa.select(ChangeRow, sa.func.coalesce(RunRow.finished_at, RunRow.started_at))
+        sa.select(*CHANGE, RunRow.id, RunRow.mirror, AT)
         .join(RunRow, RunRow.id == ChangeRow.run)
         .where(same_hash, ChangeRow.mirror == mirror, ChangeRow.key == bound)
         .order_by(ChangeRow.seq.desc())
@@ -74,16 +143,29 @@ def history_query(mirror: str, key: Mapping[str, Any], *, limit: int) -> sa.Sele
     )
 
 
-def _change(row: ChangeRow, at: datetime) -> Change:
+def _entry(row: sa.Row[Any]) -> Entry:
+    if row.seq is not None:
+        return _change(row)
+    return FirstLoad(seq=row.last_seq, run=row.id, source=row.source, table=row.mirror, rows=row.created, at=row.at)
+
+
+def _change(row: sa.Row[Any]) -> Change:
+    changes = _exact(row.changes)
     return Change(
         seq=row.seq,
-        run=row.run,
+        run=row.id,
         table=row.mirror,
-        key=row.key,
+        key=_exact(row.key),
         op=_operation(row.op),
-        changes={name: (old, new) for name, (old, new) in row.changes.items()},
-        at=at,
+        changes={name: (old, new) for name, (old, new) in changes.items()},
+        at=row.at,
     )
+
+
+def _exact(text: str) -> dict[str, Any]:
+    """Read JSON without rounding what is more exact than a double."""
+    found: dict[str, Any] = json.loads(text, parse_float=Decimal)
+    return found
 
 
 def _operation(op: str) -> Operation:

@@ -1,4 +1,4 @@
-"""Runs: one per mirror, a lease that dead ones lose, and a journal in the order of commits."""
+"""Runs: one per mirror, and a lease that dead ones lose."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sqlalchemy.engine import make_url
 
 from errors import DatabaseUnavailable, LockstepError, MirrorBusy, RunInterrupted
 from models import Counts
-from store import Database, journal, owners, runs
+from store import Database, owners, runs
 from sync import sync_data
 from tests.engine import Engine
 from tests.feed_server import Silence
@@ -325,42 +325,6 @@ class TestReaders:
         seen.add(tuple(await reader.fetchrow(query) or ()))
         await reader.close()
         assert seen == {(3000, 0), (0, 2500)}
-
-    async def test_the_journal_is_in_the_order_of_commits(self, engine: Engine, database: Database) -> None:
-        """A reader who follows `seq` misses nothing, though runs of several mirrors overlap."""
-        tables = [f"m{number}" for number in range(4)]
-        sources = [replace(engine.source, name=table, table=table) for table in tables]
-        engine.serve(SNAPSHOT)
-        for source in sources:
-            await sync_data(database, source)
-        read: list[int] = []
-
-        async def follow() -> None:
-            changes = await journal.select_changes(database, after=read[-1] if read else 0, limit=1000)
-            read.extend(change.seq for change in changes)
-
-        for version in range(2, 5):
-            engine.serve([{"id": number, "a": version} for number in range(1, 11)])
-            working = asyncio.gather(*(sync_data(database, source) for source in sources))
-            while not working.done():
-                await follow()
-            await working
-        await follow()
-        assert read == [row["seq"] for row in await engine.sql.fetch("SELECT seq FROM lockstep.changes ORDER BY seq")]
-        assert len(read) == 3 * 4 * 10
-
-    async def test_changes_can_be_read_in_pieces(self, engine: Engine, database: Database) -> None:
-        """The journal is read from a place onwards, or for one run."""
-        await engine.sync(SNAPSHOT)
-        first = await engine.sync(CHANGED)
-        second = await engine.sync(SNAPSHOT[:8])
-        everything = await journal.select_changes(database)
-        assert [change.run for change in everything] == [first.run] * 10 + [second.run] * 10
-        assert await journal.select_changes(database, after=everything[3].seq, limit=5) == everything[4:9]
-        of_second = await journal.select_changes(database, run=second.run)
-        assert of_second == everything[10:]
-        assert {change.op for change in of_second} == {"updated", "deleted"}
-        assert {change.table for change in of_second} == {"public.my_data"}
 
 
 class TestHistory:

@@ -21,7 +21,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 import errors
 import telemetry
 from definitions import Source
-from models import Change, Difference, Plan, Problem, Report
+from models import Change, Difference, FirstLoad, Plan, Problem, Report
 
 COMPLETED = "Data synchronization completed"
 PROBLEM_TYPE = "application/problem+json"
@@ -40,6 +40,7 @@ HTTP_STATUS: Mapping[type[errors.LockstepError], HTTPStatus] = MappingProxyType(
         errors.ApprovalRefused: HTTPStatus.CONFLICT,
         errors.RunInterrupted: HTTPStatus.SERVICE_UNAVAILABLE,
         errors.SomeNotSynced: HTTPStatus.BAD_GATEWAY,
+        errors.TooManyStreams: HTTPStatus.SERVICE_UNAVAILABLE,
         errors.NotAuthorized: HTTPStatus.UNAUTHORIZED,
         errors.ScopeMissing: HTTPStatus.FORBIDDEN,
         errors.TooManyAttempts: HTTPStatus.TOO_MANY_REQUESTS,
@@ -71,9 +72,14 @@ def _encode_other(value: Any) -> Any:
 _encoder = msgspec.json.Encoder(enc_hook=_encode_other, decimal_format="number")
 
 
+def encode(content: Mapping[str, Any]) -> bytes:
+    """Return `content` as JSON on one line."""
+    return _encoder.encode(content)
+
+
 def answer(content: Mapping[str, Any], status: int = HTTPStatus.OK, **headers: str) -> Response:
     """Return `content` as JSON; the names of `headers` are written with underscores."""
-    response = Response(_encoder.encode(content), status=int(status), content_type="application/json")
+    response = Response(encode(content), status=int(status), content_type="application/json")
     for name, value in headers.items():
         response.headers[name.replace("_", "-")] = value
     response.headers["Cache-Control"] = "no-store"
@@ -308,6 +314,18 @@ def change_content(change: Change) -> dict[str, Any]:
         "op": change.op,
         "changes": change.changes,
         "at": change.at,
+    }
+
+
+def first_load_content(load: FirstLoad) -> dict[str, Any]:
+    """Return the journal's entry for a run that filled an empty mirror."""
+    return {
+        "seq": load.seq,
+        "run": load.run,
+        "source": load.source,
+        "table": load.table,
+        "rows": load.rows,
+        "at": load.at,
     }
 
 

@@ -32,7 +32,7 @@ NEEDED_SCOPES: MappingProxyType[str, Scope] = MappingProxyType(
         "sync_data": "sync",
         "runs.list_runs": "read",
         "runs.show_run": "read",
-        "runs.list_changes": "read",
+        "changes.list_changes": "read",
         "tables.show_history": "read",
         "undo.undo_run": "admin",
         "undo.pause_source": "admin",

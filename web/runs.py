@@ -1,17 +1,16 @@
-"""What was done: the runs, newest first, and the journal, in order."""
+"""What was done: the runs, newest first."""
 
 from __future__ import annotations
 
 from quart import Blueprint, Response
 
 from errors import NotFound
-from store.journal import select_changes
 from store.runs import select_run, select_runs
 from web import parameters
-from web.answers import answer, change_content, run_content
+from web.answers import answer, run_content
 from web.service import current_service
 
-RUNS_SHOWN, CHANGES_SHOWN, MOST_SHOWN = 50, 100, 1_000
+SHOWN, MOST_SHOWN = 50, 1_000
 
 blueprint = Blueprint("runs", __name__)
 
@@ -20,7 +19,7 @@ blueprint = Blueprint("runs", __name__)
 async def list_runs() -> Response:
     """Show runs, newest first; `next` is the `before` of the next page, null on the last."""
     parameters.only("before", "limit")
-    limit = parameters.whole_number("limit", highest=MOST_SHOWN) or RUNS_SHOWN
+    limit = parameters.whole_number("limit", highest=MOST_SHOWN) or SHOWN
     before = parameters.whole_number("before")
     # One more than is shown tells whether there is a next page.
     found = await select_runs(current_service().database, before=before, limit=limit + 1)
@@ -36,13 +35,3 @@ async def show_run(run: int) -> Response:
     if report is None:
         raise NotFound(f"There is no run {str(run)[:20]}.")
     return answer(run_content(report, with_problems=True))
-
-
-@blueprint.get("/changes")
-async def list_changes() -> Response:
-    """Show the journal in order; `next` is the `after` to go on from, also once the end is reached."""
-    parameters.only("after", "limit")
-    after = parameters.whole_number("after", lowest=0) or 0
-    limit = parameters.whole_number("limit", highest=MOST_SHOWN) or CHANGES_SHOWN
-    found = await select_changes(current_service().database, after=after, limit=limit)
-    return answer({"changes": [change_content(change) for change in found], "next": found[-1].seq if found else after})
