@@ -318,9 +318,8 @@ class _Application:
         else:
             await shapes.alter_mirror(self._session, self._mirror, self._columns)
         await staging.apply(self._session, changes)
-        kind_changed = self._mirror.state.stored_kind != self._mirror.state.fingerprint_kind
         if self._gathered.without_fingerprint or not self._gathered.trusted:
-            await staging.update_fingerprints(self._session, all_rows=kind_changed or self._gathered.has_copies)
+            await staging.update_fingerprints(self._session, all_rows=self._all_fingerprints_are_stale())
         self._outcome.first_load = not self._mirror.has_rows
         if changes:
             async with journaling(self._session, self._run):
@@ -329,6 +328,13 @@ class _Application:
         counts = self._outcome.counts
         self._outcome.live_rows += counts.created + counts.restored - counts.deleted
         await self._write_state()
+
+    def _all_fingerprints_are_stale(self) -> bool:
+        """Tell whether rows that have not changed need new fingerprints all the same."""
+        state = self._mirror.state
+        # A canonical fingerprint is of the record as the mirror has it, so it changes with what the mirror has of it.
+        is_of_another_shape = state.fingerprint_kind == "canonical" and state.signature != self._mirror.signature
+        return state.stored_kind != state.fingerprint_kind or is_of_another_shape or self._gathered.has_copies
 
     async def _write_state(self) -> None:
         """Leave behind what the next run may rely on."""

@@ -133,7 +133,10 @@ def should_switch_to_canonical(*, decoded: int, differing: int, kind: str) -> bo
 
 def feed_digest(source: Source) -> str:
     """Return a digest of whatever makes an answer of the source mean something else."""
-    parts = (source.url, source.key, source.records, source.format, sorted(source.types.items()), source.nul_characters)
+    parts = (
+        *(source.url, source.key, source.records, source.format, sorted(source.types.items()), source.nul_characters),
+        source.shape,
+    )
     return hashlib.blake2s(repr(parts).encode(), digest_size=16).hexdigest()
 
 

@@ -222,6 +222,13 @@ class Source:
         return "snapshot" if self.mode == "snapshot" else "incremental"
 
     @property
+    def shape(self) -> str:
+        """What scope, fields and nested make of a record, as a text; empty where it is mirrored as it is."""
+        if not (self.scope or self.fields or self.nested == "flatten"):
+            return ""
+        return repr((sorted(self.scope.items()), sorted(self.fields.items()), self.other_fields, self.nested))
+
+    @property
     def scope_id(self) -> str:
         """The scope in words, as in "region=eu"; empty for a source that has its table to itself."""
         return ",".join(f"{name}={value}" for name, value in sorted(self.scope.items()))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 from msgspec import Raw
 
 import sources
@@ -14,12 +15,14 @@ from deciding import feed_digest
 from definitions import Source
 from fingerprints import DIGEST, KnownFingerprints, Match
 from models import KEPT_PROBLEMS, Problem, Progress, Validators
-from records import RecordError, canonical_digests, parse, read_key
+from projection import Projection
+from records import RecordError, canonical_digests, parse, read_key, read_leniently
 from spool import Spool
 from store.database import Database
 from store.mirrors import Mirror, select_fingerprints, select_mirror
 
 OnProgress = Callable[[Progress], None]
+Places = npt.NDArray[np.int64]
 
 SAMPLED_AT_FIRST = 1_000
 SAMPLED_LATER = 5
@@ -39,6 +42,7 @@ class Gathered:
     """Whether fingerprints were compared; otherwise every record was kept."""
     spool: Spool
     inference: Inference
+    projection: Projection | None = None
     without_fingerprint: int = 0
     """Live rows that have no fingerprint, so that their records were kept whatever they hold."""
     has_copies: bool = False
@@ -49,7 +53,7 @@ class Gathered:
     body_bytes: int = 0
     rejected: int = 0
     unidentified: int = 0
-    rejected_keys: Sequence[dict[str, object]] = ()
+    rejected_keys: list[dict[str, object]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     repeated: int = 0
 
@@ -68,6 +72,24 @@ class Gathered:
         """Whether the fingerprints alone prove that the mirror holds the snapshot."""
         all_seen = self.trusted and self.known.seen == len(self.known) and not self.without_fingerprint
         return all_seen and not self.spool.records and not self.rejected
+
+    def projected(self, records: Sequence[Raw]) -> Sequence[Raw | bytes]:
+        """Return records as the mirror has them; what cannot be projected is empty."""
+        return records if self.projection is None else self.projection.project(records).records
+
+    def reject(self, position: int, reason: str, key: dict[str, object] | None) -> None:
+        """Account for a record that cannot be stored; `key` is None where it could not be read."""
+        self.rejected += 1
+        if key is None:
+            self.unidentified += 1
+        else:
+            self.rejected_keys.append(key)
+        self.note(Problem(kind="rejected", position=position, reason=reason, key=key))
+
+    def note(self, problem: Problem) -> None:
+        """Keep one of the first problems."""
+        if len(self.problems) < KEPT_PROBLEMS:
+            self.problems.append(problem)
 
 
 async def gather(
@@ -109,8 +131,9 @@ async def _gather_once(
             await _absorb(gathered, batch)
     gathered.validators = feed.validators
     gathered.records, gathered.body_bytes = feed.records, feed.body_bytes
-    gathered.rejected, gathered.unidentified = feed.rejected, feed.unidentified
-    gathered.rejected_keys = feed.rejected_keys
+    gathered.rejected += feed.rejected
+    gathered.unidentified += feed.unidentified
+    gathered.rejected_keys += feed.rejected_keys
     gathered.problems.extend(feed.problems)
     return gathered
 
@@ -144,26 +167,53 @@ async def _read_mirror(database: Database, source: Source, spool: Spool, trust_f
 
 def _nothing_yet(mirror: Mirror, known: KnownFingerprints, spool: Spool, source: Source, *, trusted: bool) -> Gathered:
     inference = Inference(source.key, source.types)
-    return Gathered(mirror=mirror, known=known, spool=spool, inference=inference, trusted=trusted)
+    projection = Projection.of(source)
+    return Gathered(
+        mirror=mirror, known=known, spool=spool, inference=inference, projection=projection, trusted=trusted
+    )
 
 
 async def _absorb(gathered: Gathered, batch: sources.Batch) -> None:
-    """Drop the records of a batch that are known, spool the others."""
+    """Drop the records of a batch that are known, spool what the others are in the mirror."""
     if gathered.mirror.state.fingerprint_kind == "canonical":
-        digests = np.frombuffer(canonical_digests(batch.records), dtype=DIGEST)
+        digests = np.frombuffer(canonical_digests(gathered.projected(batch.records)), dtype=DIGEST)
     else:
         digests = batch.digests
     match = gathered.known.match(digests, batch.position)
     _note_repeated(gathered, batch, match)
     if not len(match.unknown):
         return
-    unknown = batch.records if len(match.unknown) == len(batch.records) else [batch.records[i] for i in match.unknown]
+    places = match.unknown
+    unknown = batch.records if len(places) == len(batch.records) else [batch.records[i] for i in places]
+    stored, places = _project(gathered, batch, unknown, places)
     if not gathered.knows_key:
-        _sample(gathered, unknown)
-    await gathered.spool.write(unknown, match.unknown + batch.position, digests[match.unknown].tobytes())
+        _sample(gathered, stored)
+    await gathered.spool.write(stored, places + batch.position, digests[places].tobytes())
 
 
-def _sample(gathered: Gathered, records: Sequence[Raw]) -> None:
+def _project(
+    gathered: Gathered, batch: sources.Batch, records: Sequence[Raw], places: Places
+) -> tuple[Sequence[Raw | bytes], Places]:
+    """Return records of a batch as the mirror has them, and the places of those that were not rejected."""
+    projection = gathered.projection
+    if projection is None:
+        return records, places
+    projected = projection.project(records)
+    for number, name in projected.repeated.items():
+        key = read_key(projected.records[number], gathered.inference.key)
+        position, reason = batch.position + int(places[number]), f"the field name {name!r} stands in it twice"
+        gathered.note(Problem(kind="repeated_field", position=position, reason=reason, key=key))
+    for number, reason in projected.rejected.items():
+        record = read_leniently(records[number])
+        key = projection.read_key(record, gathered.inference.key) if record is not None else None
+        gathered.reject(batch.position + int(places[number]), reason, key)
+    if not projected.rejected:
+        return projected.records, places
+    kept = [number for number, record in enumerate(projected.records) if record]
+    return [projected.records[number] for number in kept], places[kept]
+
+
+def _sample(gathered: Gathered, records: Sequence[Raw | bytes]) -> None:
     missing = max(SAMPLED_AT_FIRST - gathered.spool.records, SAMPLED_LATER)
     step = max(len(records) // missing, 1)
     for raw in records[::step][:missing]:
@@ -176,6 +226,6 @@ def _sample(gathered: Gathered, records: Sequence[Raw]) -> None:
 def _note_repeated(gathered: Gathered, batch: sources.Batch, match: Match) -> None:
     gathered.repeated += len(match.repeated)
     for place in match.repeated[: KEPT_PROBLEMS - len(gathered.problems)]:
-        key = read_key(batch.records[place], gathered.inference.key)
+        key = read_key(gathered.projected([batch.records[place]])[0], gathered.inference.key)
         position = batch.position + int(place)
         gathered.problems.append(Problem(kind="duplicate", position=position, reason="it stands there twice", key=key))

@@ -72,7 +72,13 @@ def parse_scalar(text: str) -> Any:
 
 
 def read_key(raw: bytes | Raw, key: Sequence[str]) -> dict[str, Any] | None:
-    """Return the key of a record that cannot be stored, as far as it can be made out at all.
+    """Return the key of a record that cannot be stored, as far as it can be made out at all."""
+    record = read_leniently(raw)
+    return {name: record.get(name) for name in key} if record is not None else None
+
+
+def read_leniently(raw: bytes | Raw) -> dict[str, Any] | None:
+    """Return a record that cannot be stored, if it can be made out at all.
 
     Bytes that are not UTF-8 become half surrogate pairs, so that no such text passes for the key of a row.
     """
@@ -80,7 +86,7 @@ def read_key(raw: bytes | Raw, key: Sequence[str]) -> dict[str, Any] | None:
         record = json.loads(bytes(raw).decode(errors="surrogateescape"), strict=False, parse_float=Decimal)
     except (ValueError, ArithmeticError, RecursionError):
         return None
-    return {name: record.get(name) for name in key} if isinstance(record, dict) else None
+    return record if isinstance(record, dict) else None
 
 
 def without_nul(raw: bytes, *, strip: bool) -> bytes:
@@ -128,7 +134,7 @@ def _check_text(value: str) -> None:
         raise RecordError("it holds half a surrogate pair, which is not a character") from error
 
 
-def canonical_digests(raws: Sequence[Raw]) -> bytes:
+def canonical_digests(raws: Sequence[bytes | Raw]) -> bytes:
     """Return 16 bytes for each record that do not depend on field order, white space or the spelling of numbers.
 
     A null field counts as absent, since both are NULL in the mirror. What cannot be decoded keeps its raw digest: it
@@ -137,7 +143,7 @@ def canonical_digests(raws: Sequence[Raw]) -> bytes:
     return b"".join([_canonical_digest(raw) for raw in raws])
 
 
-def _canonical_digest(raw: Raw) -> bytes:
+def _canonical_digest(raw: bytes | Raw) -> bytes:
     try:
         record = _generic.decode(raw)
         canonical = _encoder.encode({name: value for name, value in record.items() if value is not None})

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from errors import SourceIncomplete, SourceInvalid, SourceTooLarge
+from projection import FeedKey
 from sources.batch import Batch, Rejections, fingerprint
 from sources.scan import Scanner
 from sources.verdict import excerpt, reject_or_fail
@@ -39,7 +40,7 @@ class Cutter(ABC):
     `feed` and `finish` yield batches, and None wherever the event loop may be given a chance.
     """
 
-    def __init__(self, *, key: tuple[str, ...], max_record_bytes: int, rejections: Rejections) -> None:
+    def __init__(self, *, key: FeedKey, max_record_bytes: int, rejections: Rejections) -> None:
         self.records = 0
         self._key = key
         self._max_record_bytes = max_record_bytes
@@ -136,7 +137,7 @@ class Cutter(ABC):
 class ArrayCutter(Cutter):
     """Cut what follows an array's opening bracket, up to the closing one."""
 
-    def __init__(self, *, key: tuple[str, ...], max_record_bytes: int, rejections: Rejections) -> None:
+    def __init__(self, *, key: FeedKey, max_record_bytes: int, rejections: Rejections) -> None:
         super().__init__(key=key, max_record_bytes=max_record_bytes, rejections=rejections)
         self.ended = False
         self.rest = b""

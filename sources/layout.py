@@ -9,6 +9,7 @@ import msgspec
 
 from definitions import Source
 from errors import SourceIncomplete, SourceInvalid, SourceTooLarge
+from projection import FeedKey
 from sources.batch import Batch, Rejections
 from sources.cut import WHITESPACE, ArrayCutter, LineCutter
 from sources.frame import ArrayFinder, check_frame
@@ -44,7 +45,9 @@ class ArrayDocument:
         self._path = source.records
         self._max_bytes = source.max_record_bytes
         self._finder = ArrayFinder(source.records, max_bytes=source.max_record_bytes)
-        self._cutter = ArrayCutter(key=source.key, max_record_bytes=source.max_record_bytes, rejections=rejections)
+        self._cutter = ArrayCutter(
+            key=FeedKey.of(source), max_record_bytes=source.max_record_bytes, rejections=rejections
+        )
         self._suffix = bytearray()
 
     @property
@@ -163,7 +166,7 @@ class Layout:
                 remedy="Nothing was written. Let the source send Content-Length, or serve its records as an array.",
             )
         return LineCutter(
-            key=self._source.key, max_record_bytes=self._source.max_record_bytes, rejections=self._rejections
+            key=FeedKey.of(self._source), max_record_bytes=self._source.max_record_bytes, rejections=self._rejections
         )
 
     def _check_head(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from errors import SourceInvalid
+from projection import FeedKey
 
 EXCERPT_CHARACTERS = 80
 
@@ -37,7 +38,7 @@ def without_surrogates(data: bytes) -> bytes:
     return _SURROGATE.sub(_REPLACEMENT, data)
 
 
-def reject_or_fail(element: bytes, key: tuple[str, ...], place: str) -> tuple[str, dict[str, Any] | None]:
+def reject_or_fail(element: bytes, key: FeedKey, place: str) -> tuple[str, dict[str, Any] | None]:
     """Return the reason and, where it can be read, the key of a record that msgspec refused.
 
     Raises:
@@ -54,11 +55,11 @@ def reject_or_fail(element: bytes, key: tuple[str, ...], place: str) -> tuple[st
     return "It contains an unpaired surrogate escape, which no text can hold.", read_key(decoded[0], key)
 
 
-def read_key(record: msgspec.Raw, key: tuple[str, ...]) -> dict[str, Any] | None:
+def read_key(record: msgspec.Raw, key: FeedKey) -> dict[str, Any] | None:
     """Return the key of a repaired record, or None unless every part of it is beyond doubt."""
     try:
-        fields = _fields.decode(record)
-        values = {name: _value.decode(fields[name]) for name in key}
+        texts = key.read(_fields.decode(record))
+        values = {name: _value.decode(text) for name, text in texts.items()}
     except (msgspec.DecodeError, UnicodeDecodeError, KeyError):
         return None
     return values if all(_is_beyond_doubt(value) for value in values.values()) else None

@@ -50,6 +50,8 @@ class Mirror:
     db_schema: str
     key: tuple[str, ...]
     """Key fields."""
+    shape: str
+    """What the source makes of its records before they are stored; see definitions.Source."""
     exists: bool
     types: dict[str, str]
     """Every column of the table with its type, the user's own and the bookkeeping ones included."""
@@ -70,8 +72,8 @@ class Mirror:
 
     @property
     def signature(self) -> str:
-        """Digest of the source's columns: under another one, fingerprints say nothing."""
-        return signature(self.columns, self.key)
+        """Digest of the source's columns and its shape: under another one, fingerprints say nothing."""
+        return signature(self.columns, self.key, self.shape)
 
     @property
     def trusted(self) -> bool:
@@ -113,10 +115,10 @@ class MirrorState:
     last_run: int | None = None
 
 
-def signature(columns: Iterable[Column], key: Sequence[str]) -> str:
-    """Return a digest of the key, the columns and their types."""
+def signature(columns: Iterable[Column], key: Sequence[str], shape: str) -> str:
+    """Return a digest of the key, the columns and their types, and of what becomes of records on their way."""
     spelled = sorted(f"{column.field}\0{column.name}\0{column.sql_type}" for column in columns)
-    spelled.append("\0".join(key))
+    spelled += ["\0".join(key), *([shape] if shape else [])]
     return hashlib.blake2s("\n".join(spelled).encode(), digest_size=16).hexdigest()
 
 
@@ -167,6 +169,7 @@ async def select_mirror(session: AsyncSession, source: Source) -> Mirror:
         table=source.table,
         db_schema=source.db_schema,
         key=source.key,
+        shape=source.shape,
         exists=exists,
         types=types,
         columns=_source_columns(types, row, source.key),
@@ -319,7 +322,7 @@ async def upsert_mirror(
         "name": mirror.name,
         "key": list(mirror.key),
         "fields": {column.field: {"column": column.name, "owned": column.owned} for column in columns},
-        "signature": signature(columns, mirror.key),
+        "signature": signature(columns, mirror.key, mirror.shape),
         "watched": watched,
         **state,
     }
