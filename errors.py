@@ -19,6 +19,7 @@ LockstepError
 ├── RunError                  the run itself could not go on
 │   ├── MirrorBusy            another run of the same mirror is under way
 │   ├── SourcePaused          the source is paused, so that nothing is synced until it is resumed
+│   ├── SourceCooling         the source is not to be asked again before a moment that it named
 │   ├── UndoRefused           a run's changes cannot be taken back
 │   ├── PlanStale             the plan that was to be applied is not the plan any more
 │   ├── SpoolFailed           the temporary file of a run could not be written
@@ -208,6 +209,21 @@ class SourcePaused(RunError):
             remedy="Nothing was written; dry runs and verify still work. When the source is right again, resume it"
             f" with python cli.py resume or POST /sources/{source}/resume, then sync.",
         )
+
+
+class SourceCooling(RunError):
+    """The source is not to be asked again before a moment that it named."""
+
+    code = "cooling"
+
+    def __init__(self, *, source: str, until: datetime, reason: str, seconds_left: float) -> None:
+        super().__init__(
+            f"{source} must not be asked again before {until:%Y-%m-%d %H:%M:%S} UTC: {reason}.",
+            remedy="The source was not contacted. Wait until then; asking again sooner may prolong it. If the source is"
+            f" known to answer again, python cli.py resume or POST /sources/{source}/resume ends the wait.",
+        )
+        self.until = until
+        self.retry_after_seconds = seconds_left
 
 
 class UndoRefused(RunError):

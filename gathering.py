@@ -11,6 +11,7 @@ from msgspec import Raw
 
 import sources
 from columns import Inference
+from cooling import heed_weight, heeding_refusals
 from deciding import feed_digest
 from definitions import Source
 from fingerprints import DIGEST, KnownFingerprints, Match
@@ -18,6 +19,7 @@ from models import KEPT_PROBLEMS, Problem, Progress, Validators
 from projection import Projection
 from records import RecordError, canonical_digests, parse, read_key, read_leniently
 from spool import Spool
+from store.cooldowns import demand_cooled
 from store.database import Database
 from store.mirrors import Mirror, select_fingerprints, select_mirror
 
@@ -105,9 +107,10 @@ async def gather(
 
     With `conditional`, the source may answer that nothing was modified. Raises SourceError, DatabaseError, SpoolFailed.
     """
-    async for attempt in sources.attempts(source):
-        with attempt:
-            return await _gather_once(database, source, spool, conditional, trust_fingerprints, on_progress)
+    async with heeding_refusals(database, source):
+        async for attempt in sources.attempts(source):
+            with attempt:
+                return await _gather_once(database, source, spool, conditional, trust_fingerprints, on_progress)
     raise AssertionError("attempts() ends by raising the last error")
 
 
@@ -121,9 +124,11 @@ async def _gather_once(
 ) -> Gathered:
     spool.clear()
     async with database.transaction() as session:
+        await demand_cooled(session, source.name)
         mirror = await select_mirror(session, source)
     validators = mirror.state.validators if conditional and may_be_conditional(mirror, source) else None
     async with sources.open_feed(source, validators=validators, on_progress=on_progress) as feed:
+        await heed_weight(database, source, feed.response_headers)
         if feed.not_modified:
             return _unmodified(mirror, source, spool)
         gathered = await _read_mirror(database, source, spool, trust_fingerprints)

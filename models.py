@@ -41,6 +41,17 @@ class Pause:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cooldown:
+    """Until when a source is not to be asked again, and why."""
+
+    since: datetime
+    until: datetime
+    reason: str
+    seconds_left: float
+    """By the database's clock, when this was read."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Problem:
     """A record that was not applied as it stood.
 
@@ -276,6 +287,17 @@ class MirrorRow(ServiceBase):
         sa.CheckConstraint("fingerprint_kind IN ('raw', 'canonical')", name="fingerprint_kind"),
         sa.CheckConstraint("stored_kind IN ('raw', 'canonical')", name="stored_kind"),
     )
+
+
+class CooldownRow(ServiceBase):
+    """Until when a source is not to be asked again; a row whose moment has passed means nothing."""
+
+    __tablename__ = "cooldowns"
+
+    source: Mapped[str] = mapped_column(sa.Text, primary_key=True)
+    since: Mapped[datetime] = mapped_column(Timestamp, server_default=now)
+    until: Mapped[datetime] = mapped_column(Timestamp)
+    reason: Mapped[str] = mapped_column(sa.Text)
 
 
 class ForeignWriteRow(ServiceBase):

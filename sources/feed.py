@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from http import HTTPStatus
 from typing import Any
@@ -42,6 +42,7 @@ class Feed:
         on_end: Callable[[], None],
     ) -> None:
         self.not_modified = response.status == HTTPStatus.NOT_MODIFIED
+        self.response_headers: Mapping[str, str] = response.headers
         self.validators = read_validators(response) or (sent if self.not_modified and sent else Validators())
         self.body_bytes = 0
         self.digest = ""

@@ -38,9 +38,13 @@ def is_retryable(error: Exception) -> bool:
 
 
 def retry_wait_seconds(error: Exception, source: Source) -> bool | float:
-    """Return how long to wait before the next attempt, True for the usual back-off, False for no attempt at all."""
+    """Return how long to wait before the next attempt, True for the usual back-off, False for no attempt at all.
+
+    A source that wants to be left alone for longer than a run waits is not asked again in it.
+    """
     if not is_retryable(error):
         return False
     if isinstance(error, SourceRefused) and error.retry_after_seconds is not None:
-        return min(error.retry_after_seconds, source.max_retry_after_seconds)
+        # Asking sooner than it wants would only make it worse.
+        return error.retry_after_seconds if error.retry_after_seconds <= source.max_retry_after_seconds else False
     return True

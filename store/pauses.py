@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from definitions import Source
 from models import MirrorRow
+from store.cooldowns import delete_cooldown
 from store.database import Database
 from store.mirrors import mirror_name
 
@@ -31,7 +32,7 @@ async def pause(database: Database, source: Source, *, reason: str) -> bool:
 
 
 async def resume(database: Database, source: Source) -> bool:
-    """Have a source synced again; return False if it is not paused."""
+    """Have a source synced again, and asked at once if it is cooling; return False if it was neither."""
     async with database.transaction() as session:
         resumed = await session.execute(
             sa.update(MirrorRow)
@@ -39,7 +40,8 @@ async def resume(database: Database, source: Source) -> bool:
             .values(paused_since=None, pause_reason=None)
             .returning(MirrorRow.name)
         )
-        return resumed.scalar_one_or_none() is not None
+        cooled = await delete_cooldown(session, source)
+        return resumed.scalar_one_or_none() is not None or cooled
 
 
 async def update_undone(session: AsyncSession, source: Source, *, run: int, undone: int, more_rows: int) -> None:

@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from errors import ApprovalRefused, MirrorBusy, RunInterrupted, SourcePaused
 from models import Counts, MirrorRow, Problem, Report, RunRow, RunStatus
 from store import owners
+from store.cooldowns import demand_cooled, is_cooling
 from store.database import Database
 
 LEASE = timedelta(seconds=30)
@@ -38,8 +39,10 @@ async def insert_run(
 ) -> Report:
     """Open a run, committed at once; raise MirrorBusy if the mirror has one under way, SourcePaused if it must not.
 
+    Raises SourceCooling while the source is not to be asked.
+
     With `approves`, raise ApprovalRefused unless that run holds deletions that nobody has approved yet. A run that
-    `undoes` another one may be opened while the source is paused.
+    `undoes` another one may be opened while the source is paused or cooling.
     """
     values = {"source": source, "mirror": mirror, "approves": approves, "undoes": undoes}
     opened: Report | None = None
@@ -54,6 +57,7 @@ async def insert_run(
                 return opened
             if undoes is None:
                 await _demand_unpaused(session, source, mirror)
+                await demand_cooled(session, source)
             running = await session.scalar(sa.select(RunRow).where(RunRow.mirror == mirror, RunRow.status == "running"))
     except BaseException:
         if opened is not None:
@@ -70,7 +74,7 @@ async def insert_run(
 
 
 async def _open(session: AsyncSession, values: dict[str, Any]) -> Report | None:
-    """Insert a running run, or return None if the mirror has one, or if it is paused and this is not an undo."""
+    """Insert a running run, or return None if the mirror has one, or if it must not run and this is not an undo."""
     paused = sa.exists().where(MirrorRow.name == values["mirror"], MirrorRow.paused_since.is_not(None))
     columns = RunRow.__table__.c
     opening: dict[str, sa.ColumnElement[Any]] = {
@@ -79,7 +83,7 @@ async def _open(session: AsyncSession, values: dict[str, Any]) -> Report | None:
     opening |= {"owner": sa.literal(owners.OWNER), "lease_until": _lease_end()}
     chosen = sa.select(*opening.values())
     if values["undoes"] is None:
-        chosen = chosen.where(~paused)
+        chosen = chosen.where(~paused, ~is_cooling(values["source"]))
     inserted = await session.execute(
         insert(RunRow)
         .from_select(list(opening), chosen)

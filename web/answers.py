@@ -8,6 +8,7 @@ with, as in every other answer about runs; RFC 9457, 3.1 has consumers ignore a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from types import MappingProxyType
@@ -36,6 +37,7 @@ HTTP_STATUS: Mapping[type[errors.LockstepError], HTTPStatus] = MappingProxyType(
         errors.MirrorBusy: HTTPStatus.CONFLICT,
         errors.PlanStale: HTTPStatus.CONFLICT,
         errors.SourcePaused: HTTPStatus.CONFLICT,
+        errors.SourceCooling: HTTPStatus.SERVICE_UNAVAILABLE,
         errors.UndoRefused: HTTPStatus.CONFLICT,
         errors.ApprovalRefused: HTTPStatus.CONFLICT,
         errors.RunInterrupted: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -54,6 +56,7 @@ RUN_WORDS = MappingProxyType(
     {
         errors.MirrorBusy: "busy",
         errors.SourcePaused: "paused",
+        errors.SourceCooling: "cooling",
         errors.PlanStale: "stale",
         errors.RunInterrupted: "interrupted",
     }
@@ -120,6 +123,8 @@ def error_answer(error: errors.LockstepError, *, of_run: bool = False) -> Respon
         extensions["run"] = run
     if isinstance(error, errors.MirrorBusy):
         extensions["since"] = error.since
+    if isinstance(error, errors.SourceCooling):
+        extensions["until"] = error.until
     response = problem(
         title=_title(error),
         detail=error.cause,
@@ -131,6 +136,8 @@ def error_answer(error: errors.LockstepError, *, of_run: bool = False) -> Respon
     )
     if isinstance(error, errors.MirrorBusy):
         response.headers["Retry-After"] = str(BUSY_RETRY_SECONDS)
+    elif isinstance(error, errors.SourceCooling):
+        response.headers["Retry-After"] = str(math.ceil(error.retry_after_seconds))
     elif status == HTTPStatus.SERVICE_UNAVAILABLE:
         response.headers["Retry-After"] = str(DATABASE_RETRY_SECONDS)
     elif isinstance(error, errors.NotAuthorized | errors.ScopeMissing):
