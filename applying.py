@@ -18,7 +18,7 @@ from models import KEPT_DIFFERENCES, KEPT_PROBLEMS, Counts, Problem, Validators
 from rows import RowDecoder
 from store import mirrors, runs, shapes
 from store.database import Database
-from store.journal import journaling
+from store.journal import insert_first_load, journaling
 from store.mirrors import Mirror
 from store.staging import Staging
 from values import fit_for
@@ -187,6 +187,7 @@ class _Application:
         self._outcome.first_load = True
         self._outcome.counts = self._counts({"created": created}, duplicates=0, held=0)
         self._outcome.live_rows = created
+        await insert_first_load(self._session, self._run)
         await self._write_state()
 
     async def _stage_and_compare(self) -> None:
@@ -321,10 +322,11 @@ class _Application:
         if self._gathered.without_fingerprint or not self._gathered.trusted:
             await staging.update_fingerprints(self._session, all_rows=self._all_fingerprints_are_stale())
         self._outcome.first_load = not self._mirror.has_rows
-        if changes:
+        if changes and self._outcome.first_load:
+            await insert_first_load(self._session, self._run)
+        elif changes:
             async with journaling(self._session, self._run):
-                if not self._outcome.first_load:
-                    await staging.insert_changes(self._session, self._run)
+                await staging.insert_changes(self._session, self._run)
         counts = self._outcome.counts
         self._outcome.live_rows += counts.created + counts.restored - counts.deleted
         await self._write_state()

@@ -73,6 +73,12 @@ async def journaling(session: AsyncSession, run: int) -> AsyncIterator[None]:
     await session.execute(sa.select(sa.func.pg_notify(CHANNEL, "")))
 
 
+async def insert_first_load(session: AsyncSession, run: int) -> None:
+    """Give a run that filled an empty mirror its place in the journal, which has no entries of it."""
+    async with journaling(session, run):
+        pass
+
+
 async def select_page(
     database: Database, *, after: int, limit: int, source: str | None = None, table: str | None = None
 ) -> Page:
