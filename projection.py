@@ -65,10 +65,8 @@ class Projection:
         self._scope_texts = {name: Raw(_encode(value)) for name, value in source.scope.items()}
         self._flattens = source.nested == "flatten"
         self._holders = {path for name in source.fields for path in _beginnings(name)}
-        names = [*source.scope, *source.fields.values()]
         keeps_others = not source.fields or source.other_fields == "keep"
         self._top = "" if keeps_others else None
-        self._never_collides = not keeps_others and not self._flattens and len(set(names)) == len(names)
 
     @classmethod
     def of(cls, source: Source) -> Projection | None:
@@ -128,9 +126,9 @@ class Projection:
 
     def _take(self, members: Mapping[str, Raw], leaves: list[Raw | bytes]) -> dict[str, Raw]:
         """Return the fields of the mirror; append one text for every name that was met, used or not."""
-        if self._never_collides:
+        chosen = None if self._flattens else self._choose(members)
+        if chosen is not None:
             leaves.extend(members.values())
-            chosen = {name: members[path] for path, name in self._fields.items() if path in members}
             return {**self._scope_texts, **chosen} if self._scope_texts else chosen
         values = dict(self._scope_texts)
         origins: dict[str, str] = {}
@@ -143,6 +141,17 @@ class Projection:
             else:
                 values[name], origins[name] = value, origin
         return values
+
+    def _choose(self, members: Mapping[str, Raw]) -> dict[str, Raw] | None:
+        """Return the fields of a record that is not flattened by their new names; None if names meet."""
+        if not self._fields:
+            chosen = dict(members)
+        elif self._top is None:
+            chosen = {name: members[path] for path, name in self._fields.items() if path in members}
+        else:
+            chosen = {self._fields.get(path, path): value for path, value in members.items()}
+        wanted = len(members) if self._top is not None else sum(map(members.__contains__, self._fields))
+        return chosen if len(chosen) == wanted and self._scope_texts.keys().isdisjoint(chosen) else None
 
     def _leaves(
         self,
