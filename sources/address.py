@@ -35,6 +35,11 @@ class AddressGuard:
         self.permitted = 0
         self._allow_private = allow_private
 
+    def forget(self) -> None:
+        """Begin to count anew, for another request."""
+        self.refused.clear()
+        self.permitted = 0
+
     def __call__(self, info: AddrInfoType) -> socket.socket:
         """Return a socket for the address, or raise RefusedAddressError."""
         family, kind, protocol, _, place = info

@@ -40,8 +40,10 @@ class Cutter(ABC):
     `feed` and `finish` yield batches, and None wherever the event loop may be given a chance.
     """
 
-    def __init__(self, *, key: FeedKey, max_record_bytes: int, rejections: Rejections) -> None:
-        self.records = 0
+    def __init__(self, *, key: FeedKey, max_record_bytes: int, rejections: Rejections, position: int = 0) -> None:
+        self.records = position
+        """The place in the snapshot of the record that comes next."""
+        self._first = position
         self._key = key
         self._max_record_bytes = max_record_bytes
         self._rejections = rejections
@@ -130,15 +132,16 @@ class Cutter(ABC):
 
     def _too_large(self) -> SourceTooLarge:
         return SourceTooLarge(
-            f"Record {self.records} or one soon after it is larger than MAX_RECORD_BYTES ({self._max_record_bytes:,})."
+            f"Record {self.records} or one soon after it is larger than MAX_RECORD_BYTES, or max_record_bytes of the "
+            f"source ({self._max_record_bytes:,})."
         )
 
 
 class ArrayCutter(Cutter):
     """Cut what follows an array's opening bracket, up to the closing one."""
 
-    def __init__(self, *, key: FeedKey, max_record_bytes: int, rejections: Rejections) -> None:
-        super().__init__(key=key, max_record_bytes=max_record_bytes, rejections=rejections)
+    def __init__(self, *, key: FeedKey, max_record_bytes: int, rejections: Rejections, position: int = 0) -> None:
+        super().__init__(key=key, max_record_bytes=max_record_bytes, rejections=rejections, position=position)
         self.ended = False
         self.rest = b""
         """What followed the closing bracket in the piece that held it."""
@@ -164,7 +167,9 @@ class ArrayCutter(Cutter):
         if self._scanner is None:
             yield from self._scan(Scanner(), self._release())
         if not self.ended:
-            raise SourceIncomplete(f"The answer ends inside its array of records, after {self.records:,} of them.")
+            raise SourceIncomplete(
+                f"The answer ends inside its array of records, after {self.records - self._first:,} of them."
+            )
 
     def _decode(self, elements: list[bytes]) -> list[msgspec.Raw]:
         return _array_decoder.decode(b"[%b]" % b",".join(elements))
@@ -232,7 +237,7 @@ class LineCutter(Cutter):
             yield from self._cut(last_line + b"\n")
         except SourceInvalid as exc:
             raise SourceIncomplete(f"The answer's last line is cut short: {excerpt(last_line)}") from exc
-        if not self.records:
+        if self.records == self._first:
             raise SourceInvalid("The answer is empty, which does not say that there are no records.")
 
     def _cut(self, text: bytes) -> Iterator[Batch | None]:

@@ -1,28 +1,31 @@
-"""One fetch of a source, from its URL to batches of records."""
+"""One fetch of a source, from its URL to batches of records, over all its pages."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any
 
-import aiohttp
 import xxhash
 
 from definitions import Source
-from errors import SourceTimeout, SourceTooLarge
+from errors import SourceError, SourceInvalid, SourceRefused, SourceTimeout, SourceTooLarge
 from models import Problem, Progress, Validators
 from sources.address import redact
+from sources.asking import Ask, first_ask
 from sources.batch import Batch, Rejections
-from sources.charset import Transcoder
-from sources.decompress import Decompressor
-from sources.fetch import is_end_marked, read_validators, request, translated
-from sources.layout import Layout
+from sources.fetch import Answer, read_validators, request
+from sources.hiding import hidden
+from sources.page import Page
+from sources.paging import Route
+from sources.totals import TotalCheck
+from sources.wire import Wire
 
-CHUNK_BYTES = 1 << 18
 _PROGRESS_INTERVAL_SECONDS = 0.1
 _TURN_SECONDS = 0.001
 
@@ -30,41 +33,41 @@ ProgressListener = Callable[[Progress], None]
 
 
 class Feed:
-    """The answer of a source: where it stands, and its records."""
+    """The answer of a source: where it stands, and its records; all pages of it are one snapshot."""
 
     def __init__(
         self,
         source: Source,
-        response: aiohttp.ClientResponse,
+        wire: Wire,
         *,
-        sent: Validators | None,
+        validators: Validators | None,
         on_progress: ProgressListener | None,
         on_end: Callable[[], None],
     ) -> None:
-        self.not_modified = response.status == HTTPStatus.NOT_MODIFIED
-        self.response_headers: Mapping[str, str] = response.headers
-        self.validators = read_validators(response) or (sent if self.not_modified and sent else Validators())
+        self.not_modified = False
+        self.validators = Validators()
+        """What makes the next fetch a conditional one; always empty for pages, since one says nothing of the others."""
+        self.response_headers: Mapping[str, str] = MappingProxyType({})
+        """Those of the answer that came last; names are found in any case."""
         self.body_bytes = 0
         self.digest = ""
+        self.pages = 0
+        """How many answers were begun."""
         self._source = source
-        self._response = response
+        self._wire = wire
+        self._sent = validators if _may_be_conditional(source) else None
         self._on_progress = on_progress
         self._on_end = on_end
-        self._decompressor = Decompressor(", ".join(response.headers.getall("Content-Encoding", [])))
-        self._transcoder = Transcoder(response.charset)
         self._rejections = Rejections()
-        self._layout = Layout(
-            source,
-            content_type=response.content_type,
-            end_is_marked=is_end_marked(response, is_compressed=bool(self._decompressor)),
-            rejections=self._rejections,
-        )
         self._body_digest = xxhash.xxh3_128()
+        self._route = Route(source, first_ask(source))
+        self._total = TotalCheck(source.total) if source.total else None
+        self._page: Page | None = None
 
     @property
     def records(self) -> int:
         """How many records were cut so far, rejected ones included."""
-        return self._layout.records
+        return self._page.end if self._page else 0
 
     @property
     def problems(self) -> list[Problem]:
@@ -86,68 +89,124 @@ class Feed:
         """How many rejected records could not be identified."""
         return self._rejections.unidentified
 
+    async def begin(self) -> None:
+        """Make the first request."""
+        _check_paths(self._source)
+        answer = await request(self._source, self._wire, self._route.first, validators=self._sent)
+        self.not_modified = answer.response.status == HTTPStatus.NOT_MODIFIED
+        if _may_be_conditional(self._source):
+            self.validators = read_validators(answer.response) or (
+                self._sent if self.not_modified and self._sent else Validators()
+            )
+        self._open(answer)
+
     async def batches(self) -> AsyncGenerator[Batch, None]:
-        """Yield the records; ending without an error means that the body was complete and valid.
+        """Yield the records; ending without an error means that every page was there, complete and valid.
 
         Raises:
-            SourceError: anything is wrong with the answer; what was yielded must not be used then.
+            SourceError: anything is wrong with an answer; what was yielded must not be used then.
         """
         if self.not_modified:
             return
-        turn_ends = time.monotonic() + _TURN_SECONDS
-        progress_due = 0.0
-        async with aclosing(self._chunks()) as chunks:
-            async for chunk in chunks:
-                for batch in self._cut(chunk):
-                    if batch is not None:
-                        yield batch
-                    if (now := time.monotonic()) >= turn_ends:
-                        await asyncio.sleep(0)
-                        turn_ends = time.monotonic() + _TURN_SECONDS
-                    if now >= progress_due:
-                        self._tell_progress()
-                        progress_due = now + _PROGRESS_INTERVAL_SECONDS
+        try:
+            async with aclosing(self._batches()) as batches:
+                async for batch in batches:
+                    yield batch
+        except SourceError as exc:
+            if self.pages > 1:
+                exc.cause = f"Page {self.pages}: {exc.cause}"
+                exc.args = (exc.cause,)
+            raise
         self.digest = self._body_digest.hexdigest()
         self._tell_progress()
         self._on_end()
 
-    async def _chunks(self) -> AsyncGenerator[bytes | None, None]:
-        """Yield the body as it was sent, in pieces worth cutting, and None at its end."""
-        pieces: list[bytes] = []
-        size = 0
-        with translated(self._source):
-            async for piece in self._response.content.iter_any():
-                pieces.append(piece)
-                size += len(piece)
-                if size >= CHUNK_BYTES:
-                    joined = b"".join(pieces)
-                    pieces, size = [], 0
-                    for start in range(0, len(joined), CHUNK_BYTES):
-                        yield joined[start : start + CHUNK_BYTES]
-        yield b"".join(pieces)
-        yield None
+    async def _batches(self) -> AsyncGenerator[Batch, None]:
+        turn_ends = time.monotonic() + _TURN_SECONDS
+        progress_due = 0.0
+        page = self._page
+        while page is not None:
+            async with aclosing(page.chunks()) as chunks:
+                async for chunk in chunks:
+                    for batch in page.cut(chunk):
+                        if batch is not None:
+                            yield batch
+                        if (now := time.monotonic()) >= turn_ends:
+                            await asyncio.sleep(0)
+                            turn_ends = time.monotonic() + _TURN_SECONDS
+                        if now >= progress_due:
+                            self._tell_progress()
+                            progress_due = now + _PROGRESS_INTERVAL_SECONDS
+            page = await self._turn(page)
 
-    def _cut(self, chunk: bytes | None) -> Iterator[Batch | None]:
-        if chunk is not None:
-            for data in self._decompressor.feed(chunk):
-                self._account(data)
-                yield from self._layout.feed(self._transcoder.feed(data))
-                yield None
-            return
-        self._decompressor.finish()
-        yield from self._layout.feed(self._transcoder.finish())
-        yield from self._layout.finish()
+    async def _turn(self, page: Page) -> Page | None:
+        """Return the page after one that was read to its end; None after the last, once totals are found right."""
+        if self._total and self._source.total:
+            path = self._source.total.path
+            self._total.note(page.headers, page.find(path) if path else None)
+        ask = self._route.following(page)
+        answer = await self._ask_on(ask) if ask else None
+        if answer is not None:
+            if page.has_lines:
+                self._source = replace(self._source, format="ndjson")  # a page of one line would not show it
+            return self._open(answer)
+        if self._total:
+            self._total.finish(self.records)
+        return None
+
+    async def _ask_on(self, ask: Ask) -> Answer | None:
+        """Return the next page's answer, None where it turns out that there is none."""
+        self.pages += 1
+        try:
+            return await request(self._source, self._wire, ask)
+        except SourceRefused as exc:
+            if not self._route.ends_with(exc.status):
+                raise
+        self.pages -= 1
+        return None
+
+    def _open(self, answer: Answer) -> Page:
+        self.pages = max(self.pages, 1)
+        self.response_headers = answer.response.headers
+        self._page = Page(
+            self._source,
+            answer,
+            position=self.records,
+            rejections=self._rejections,
+            may_be_blank=self._route.may_be_over,
+            account=self._account,
+        )
+        return self._page
 
     def _account(self, data: bytes) -> None:
         self.body_bytes += len(data)
         if self.body_bytes > self._source.max_body_bytes:
-            raise SourceTooLarge(f"The answer is larger than MAX_BODY_BYTES ({self._source.max_body_bytes:,}).")
+            raise SourceTooLarge(
+                f"The answer is larger than MAX_BODY_BYTES, or max_body_bytes of the source "
+                f"({self._source.max_body_bytes:,})."
+            )
         self._body_digest.update(data)
 
     def _tell_progress(self) -> None:
         if self._on_progress:
-            total = None if self._decompressor else self._response.content_length
+            total = None if self._source.paging or not self._page else self._page.length
             self._on_progress(Progress(body_bytes=self.body_bytes, records=self.records, total_bytes=total))
+
+
+def _may_be_conditional(source: Source) -> bool:
+    """Tell whether a 304 would speak of the whole snapshot: not of one page, nor of a POST (RFC 9110, section 13)."""
+    return source.paging is None and source.method == "GET"
+
+
+def _check_paths(source: Source) -> None:
+    """Raise SourceInvalid where something is to be read beside an array that has nothing beside it."""
+    path = getattr(source.paging, "path", ()) or (source.total.path if source.total else ())
+    if path and not source.records:
+        raise SourceInvalid(
+            f"Nothing can stand under {'.'.join(path)} where the answer is the array of records itself.",
+            remedy="Nothing was fetched. Name the array inside the answer in records of the source, or take paging and "
+            "total from headers.",
+        )
 
 
 @asynccontextmanager
@@ -156,25 +215,29 @@ async def open_feed(
 ) -> AsyncIterator[Feed]:
     """Yield the answer of one attempt at fetching `source`; `validators` make it a conditional one.
 
-    `source.total_timeout_seconds` runs from here until the last batch was taken. `on_progress` is called at most ten
-    times a second, and once at the end.
+    `source.total_timeout_seconds` runs from here until the last batch was taken, over all pages. `on_progress` is
+    called at most ten times a second, and once at the end. Pages and POST are never conditional.
 
     Raises:
         SourceError: the source cannot be reached, refuses, answers too slowly or something else than was asked for.
     """
     seconds = source.total_timeout_seconds
     try:
-        async with asyncio.timeout(seconds) as deadline, request(source, validators) as response:
-            yield Feed(
-                source,
-                response,
-                sent=validators,
-                on_progress=on_progress,
-                on_end=lambda: deadline.reschedule(None),
-            )
+        async with asyncio.timeout(seconds) as deadline, Wire(source) as wire:
+            with hidden(wire.secrets):
+                feed = Feed(
+                    source,
+                    wire,
+                    validators=validators,
+                    on_progress=on_progress,
+                    on_end=lambda: deadline.reschedule(None),
+                )
+                await feed.begin()
+                yield feed
     except TimeoutError as exc:
         if not deadline.expired():
             raise
         raise SourceTimeout(
-            f"{redact(source.url)} took longer than {seconds:g} s in all (SOURCE_TOTAL_TIMEOUT_SECONDS)."
+            f"{redact(source.url)} took longer than {seconds:g} s in all "
+            "(SOURCE_TOTAL_TIMEOUT_SECONDS, or total_timeout_seconds of the source)."
         ) from exc

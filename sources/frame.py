@@ -61,7 +61,8 @@ class ArrayFinder:
                 yield None
         if len(self._text) > self._max_bytes:
             raise SourceTooLarge(
-                f"More than MAX_RECORD_BYTES ({self._max_bytes:,}) precede the array {describe(self._path)}."
+                f"More than MAX_RECORD_BYTES, or max_record_bytes of the source ({self._max_bytes:,}), precede the "
+                f"array {describe(self._path)}."
             )
         # An unfinished string is read again from its beginning, so wait until it has grown in proportion.
         self._resume_at_bytes = len(self._text) + (len(self._text) - self._place)
@@ -150,6 +151,30 @@ def check_frame(prefix: bytes, suffix: bytes, path: tuple[str, ...]) -> None:
         ) from exc
     if value != _PLACEHOLDER:
         raise SourceInvalid(f"The answer has more than one field {describe(path)}.")
+
+
+def find_value(prefix: bytes, suffix: bytes, path: tuple[str, ...]) -> bytes | None:
+    """Return the JSON that stands under `path` beside the array of a document that `check_frame` found sound.
+
+    None where a field on the way is absent, or is no object.
+    """
+    document = prefix + _PLACEHOLDER + suffix
+    try:
+        return _find(document, path)
+    except msgspec.DecodeError:  # an unpaired surrogate somewhere
+        return _find(without_surrogates(document), path)
+
+
+def _find(document: bytes, path: tuple[str, ...]) -> bytes | None:
+    value: msgspec.Raw | None = msgspec.Raw(document)
+    for name in path:
+        try:
+            value = _fields_decoder.decode(value or b"").get(name)
+        except msgspec.ValidationError:
+            return None
+        if value is None:
+            return None
+    return bytes(value or b"")
 
 
 def describe(path: tuple[str, ...]) -> str:

@@ -12,7 +12,7 @@ from errors import SourceIncomplete, SourceInvalid, SourceTooLarge
 from projection import FeedKey
 from sources.batch import Batch, Rejections
 from sources.cut import WHITESPACE, ArrayCutter, LineCutter
-from sources.frame import ArrayFinder, check_frame
+from sources.frame import ArrayFinder, check_frame, find_value
 from sources.verdict import excerpt, without_surrogates
 
 LINE_TYPES = frozenset(
@@ -29,7 +29,7 @@ class Document(Protocol):
 
     @property
     def records(self) -> int:
-        """How many records were cut so far, rejected ones included."""
+        """The place in the snapshot of the record that comes next; rejected ones count."""
 
     def feed(self, data: bytes) -> Iterator[Batch | None]:
         """Cut the next piece of the body."""
@@ -41,19 +41,26 @@ class Document(Protocol):
 class ArrayDocument:
     """A JSON document that holds the records in one array."""
 
-    def __init__(self, source: Source, rejections: Rejections) -> None:
+    def __init__(self, source: Source, rejections: Rejections, *, position: int) -> None:
         self._path = source.records
         self._max_bytes = source.max_record_bytes
         self._finder = ArrayFinder(source.records, max_bytes=source.max_record_bytes)
         self._cutter = ArrayCutter(
-            key=FeedKey.of(source), max_record_bytes=source.max_record_bytes, rejections=rejections
+            key=FeedKey.of(source),
+            max_record_bytes=source.max_record_bytes,
+            rejections=rejections,
+            position=position,
         )
         self._suffix = bytearray()
 
     @property
     def records(self) -> int:
-        """How many records were cut so far, rejected ones included."""
+        """The place in the snapshot of the record that comes next; rejected ones count."""
         return self._cutter.records
+
+    def find(self, path: tuple[str, ...]) -> bytes | None:
+        """Return the JSON under a path beside the array, None where there is none, once `finish` was called."""
+        return find_value(self._finder.prefix, bytes(self._suffix), path)
 
     def feed(self, data: bytes) -> Iterator[Batch | None]:
         """Cut the next piece of the body."""
@@ -87,14 +94,26 @@ class ArrayDocument:
             raise SourceInvalid(f"Something follows the array of records: {excerpt(data)}")
         self._suffix += data if self._path else b""
         if len(self._suffix) > self._max_bytes:
-            raise SourceTooLarge(f"More than MAX_RECORD_BYTES ({self._max_bytes:,}) follow the array of records.")
+            raise SourceTooLarge(
+                f"More than MAX_RECORD_BYTES, or max_record_bytes of the source ({self._max_bytes:,}), follow the "
+                "array of records."
+            )
 
 
 class Layout:
     """Cut a body whose layout shows in the source's settings, the content type, or its first bytes."""
 
-    def __init__(self, source: Source, *, content_type: str, end_is_marked: bool, rejections: Rejections) -> None:
+    def __init__(
+        self,
+        source: Source,
+        *,
+        content_type: str,
+        end_is_marked: bool,
+        rejections: Rejections,
+        position: int = 0,
+    ) -> None:
         self._source = source
+        self._position = position
         self._content_type = content_type
         self._end_is_marked = end_is_marked
         self._rejections = rejections
@@ -103,8 +122,22 @@ class Layout:
 
     @property
     def records(self) -> int:
-        """How many records were cut so far, rejected ones included."""
-        return self._document.records if self._document else 0
+        """The place in the snapshot of the record that comes next; rejected ones count."""
+        return self._document.records if self._document else self._position
+
+    @property
+    def has_lines(self) -> bool:
+        """Whether the records turned out to be lines."""
+        return isinstance(self._document, LineCutter)
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether nothing has come so far that could begin a document."""
+        return self._document is None and not self._head.strip(WHITESPACE)
+
+    def find(self, path: tuple[str, ...]) -> bytes | None:
+        """Return the JSON under a path beside the records, None where there is none, once `finish` was called."""
+        return self._document.find(path) if isinstance(self._document, ArrayDocument) else None
 
     def feed(self, data: bytes) -> Iterator[Batch | None]:
         """Cut the next piece of the body."""
@@ -151,12 +184,12 @@ class Layout:
                 return None
         raise SourceInvalid(
             f"The answer is one object, not an array of records: {excerpt(head)}",
-            remedy="Nothing was written. Name the array inside it in SOURCE_RECORDS, for example data.items; "
-            "if every line is one record, set SOURCE_FORMAT=ndjson.",
+            remedy="Nothing was written. Name the array inside it in SOURCE_RECORDS, or records of the source, as in "
+            "data.items; if every line is one record, set SOURCE_FORMAT=ndjson, or format of the source.",
         )
 
     def _array(self) -> Document:
-        return ArrayDocument(self._source, self._rejections)
+        return ArrayDocument(self._source, self._rejections, position=self._position)
 
     def _lines(self) -> Document:
         if not self._end_is_marked:
@@ -166,13 +199,17 @@ class Layout:
                 remedy="Nothing was written. Let the source send Content-Length, or serve its records as an array.",
             )
         return LineCutter(
-            key=FeedKey.of(self._source), max_record_bytes=self._source.max_record_bytes, rejections=self._rejections
+            key=FeedKey.of(self._source),
+            max_record_bytes=self._source.max_record_bytes,
+            rejections=self._rejections,
+            position=self._position,
         )
 
     def _check_head(self) -> None:
         if len(self._head) > self._source.max_record_bytes:
             raise SourceTooLarge(
-                f"The answer's first line is larger than MAX_RECORD_BYTES ({self._source.max_record_bytes:,})."
+                f"The answer's first line is larger than MAX_RECORD_BYTES, or max_record_bytes of the source "
+                f"({self._source.max_record_bytes:,})."
             )
 
 

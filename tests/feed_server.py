@@ -108,6 +108,7 @@ class Request:
     path: str
     query: Mapping[str, list[str]]
     headers: Mapping[str, str]
+    body: bytes = b""
 
 
 Answers = Answer | Sequence[Answer] | Callable[[Request], Answer]
@@ -150,6 +151,8 @@ class FeedServer:
     def __init__(self, answers: Answers | None = None, *, host: str = "127.0.0.1") -> None:
         self.answers: Answers = answers or Answer(status=404)
         self.requests: list[Request] = []
+        self.connections = 0
+        """How many were made; an answer with the header `Connection: keep-alive` leaves its own open for the next."""
         self.stalled = asyncio.Event()
         """Set once a Stall or Silence has been reached."""
         self.released = asyncio.Event()
@@ -191,20 +194,25 @@ class FeedServer:
         task = asyncio.current_task()
         assert task
         self._connections.add(task)
+        self.connections += 1
         try:
             # Only this server cancels its connections, when it closes.
             with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-                await self._serve(reader, writer)
+                while await self._serve(reader, writer):
+                    pass
         finally:
             self._connections.discard(task)
             writer.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Answer one request; tell whether another one may follow on the same connection."""
         request = _read(await reader.readuntil(b"\r\n\r\n"))
+        if length := int(request.headers.get("content-length", 0)):
+            request = replace(request, body=await reader.readexactly(length))
         self.requests.append(request)
         answer = _condition(self._choose(request), request)
         if isinstance(answer.fault, HangUp):
-            return
+            return False
         if isinstance(answer.fault, Silence):
             await self._stall()
         body = answer.body
@@ -213,6 +221,7 @@ class FeedServer:
         writer.write(_head(answer, len(body)))
         await self._send(writer, answer, memoryview(body))
         await writer.drain()
+        return answer.headers.get("Connection") == "keep-alive" and answer.fault is None
 
     def _choose(self, request: Request) -> Answer:
         if callable(self.answers):

@@ -98,7 +98,7 @@ def test_the_wall_clock_measures_nothing() -> None:
         for path in service_files()
         if re.search(r"\b(time\.time|time_ns|datetime\.now|datetime\.utcnow|date\.today)\(", path.read_text("utf-8"))
     }
-    assert readers == {"web/access_tokens.py", "sources/fetch.py"}
+    assert readers == {"web/access_tokens.py", "sources/statuses.py"}
 
 
 async def test_the_loop_is_never_held_up_by_a_run(engine: Engine) -> None:

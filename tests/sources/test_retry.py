@@ -19,7 +19,8 @@ from errors import (
     SourceUnreachable,
 )
 from sources import attempts, is_retryable, retry_wait_seconds
-from sources.fetch import VERSION, parse_retry_after
+from sources.asking import VERSION
+from sources.statuses import parse_retry_after
 from tests.feed_server import Answer, FeedServer, Reset
 from tests.sources.support import fetch, source
 
