@@ -20,6 +20,7 @@ from sqlalchemy.engine import make_url
 import app
 import sync as engine
 from cli_access import token, user
+from cli_sources import check
 from cli_support import (
     DIFFERENT,
     DONE,
@@ -213,7 +214,7 @@ def _show_next_steps(settings: Settings, service: Service) -> None:
     url = make_url(service.url)
     if settings.resolved_database_url is None:
         command = f"psql -h {url.query['host']} -U {url.username} {url.database}"
-        table = f'{settings.db_schema}."{settings.table_name}"'
+        table = f'{service.sources.default.db_schema}."{service.sources.default.table}"'
         steps.append((f"{command} -c 'TABLE {table} LIMIT 5'", "look at the table"))
     output.print(Text("The service is running; Ctrl-C ends it. Try:"))
     for command, purpose in steps:
@@ -271,7 +272,7 @@ def _progress_bar() -> Iterator[OnProgress]:
         yield advance
 
 
-for command in (undo, pause, resume, user, token):
+for command in (check, undo, pause, resume, user, token):
     cli.add_command(command)
 
 if __name__ == "__main__":

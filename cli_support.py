@@ -15,7 +15,7 @@ import app
 import telemetry
 from config import SAMPLE_PATH, Settings, load_settings
 from definitions import Source
-from errors import LockstepError, SettingError
+from errors import LockstepError, SettingError, SourcesFileWrong
 from store import migrations
 from store.database import Database
 from store.runs import reap_stale_runs
@@ -61,7 +61,8 @@ def reporting(work: Callable[[Settings], int]) -> int:
 def show_error(error: LockstepError) -> None:
     """Show cause and remedy of an error."""
     run = getattr(error, "run", None)
-    errors_output.print(Text(f"Run {run}: " if run else "") + safe(error.cause), style="bold red")
+    for cause in error.mistakes if isinstance(error, SourcesFileWrong) else (error.cause,):
+        errors_output.print(Text(f"Run {run}: " if run else "") + safe(cause), style="bold red", soft_wrap=True)
     errors_output.print(safe(error.remedy))
 
 

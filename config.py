@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 import re
+from dataclasses import replace
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import parse_qsl, urlsplit
 
+from dotenv import dotenv_values
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from definitions import FeedFormat, Source, Sources
+from definitions import EMPTY, FeedFormat, Source, Sources
 from errors import SettingError
+from source_values import check_schema, check_table, check_url, secrets_in_url, split_path
+from sources_file import USUAL_NAME, SourcesFile, read_sources_file
 
 SAMPLE_PATH = "/sample/catalogue"
 """Where the service serves its own sample feed, which is the source when no other is set."""
+
+ENV_FILE = ".env"
 
 DRIVER = "postgresql+asyncpg"
 POSTGRES_SCHEMES = frozenset({"postgresql", "postgres", DRIVER})
@@ -29,16 +37,6 @@ LIBPQ_VARIABLES = MappingProxyType(
     {"sslrootcert": "PGSSLROOTCERT", "sslcert": "PGSSLCERT", "sslkey": "PGSSLKEY", "sslcrl": "PGSSLCRL"}
 )
 """Options that asyncpg takes from the environment alone."""
-
-MAX_NAME_BYTES = 63
-IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*")
-RESERVED_SCHEMAS = frozenset({"information_schema", "lockstep"})
-
-SECRET_PARAMETER = re.compile(r"key|token|secret|pass|pwd|auth|sig|credential", re.IGNORECASE)
-"""Names of query parameters whose values are taken for secrets."""
-
-SHORTEST_TOKEN = 8
-"""A shorter value of such a parameter is an ordinary word, as in ?key=name, and stays readable."""
 
 
 def _split(value: Any) -> Any:
@@ -61,38 +59,8 @@ def _check_key(key: tuple[str, ...]) -> tuple[str, ...]:
     return key
 
 
-def _check_path(path: tuple[str, ...]) -> tuple[str, ...]:
-    if not all(path):
-        raise ValueError("must be field names separated by dots")
-    return path
-
-
-def _check_identifier(name: str) -> str:
-    if not IDENTIFIER.fullmatch(name) or len(name.encode()) > MAX_NAME_BYTES:
-        raise ValueError("must be 1 to 63 letters, digits, _ or $, and must not begin with a digit or $")
-    return name
-
-
-def _check_table(name: str) -> str:
-    if _check_identifier(name).lower().startswith("_lockstep"):
-        raise ValueError("must not begin with _lockstep, which the service keeps for itself")
-    return name
-
-
-def _check_schema(name: str) -> str:
-    if _check_identifier(name).lower() in RESERVED_SCHEMAS or name.lower().startswith("pg_"):
-        raise ValueError("must not be lockstep, information_schema or a name that begins with pg_")
-    return name
-
-
 def _check_source_url(url: SecretStr) -> SecretStr:
-    try:
-        parts = urlsplit(url.get_secret_value())
-        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ValueError("must be a URL that begins with http:// or https:// and names a host")
+    check_url(url.get_secret_value())
     return url
 
 
@@ -125,7 +93,7 @@ def translate_database_url(text: str) -> str:
     for option in sorted(query.keys() - PASSED_ON_TO_ASYNCPG):
         variable = LIBPQ_VARIABLES.get(option)
         instead = f"set the environment variable {variable} instead" if variable else "leave it out"
-        raise ValueError(f"the option {option[:MAX_NAME_BYTES]!r} cannot be given in the URL; {instead}")
+        raise ValueError(f"the option {option[:63]!r} cannot be given in the URL; {instead}")
     return url.set(drivername=DRIVER, query=query).render_as_string(hide_password=False)
 
 
@@ -147,7 +115,7 @@ class Settings(BaseSettings):
     """Everything that can be set; names are case-insensitive, an empty value counts as not given."""
 
     model_config = SettingsConfigDict(
-        env_file=".env",
+        env_file=ENV_FILE,
         env_file_encoding="utf-8",
         env_ignore_empty=True,
         case_sensitive=False,
@@ -157,13 +125,13 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
+    sources_file: Path | None = None
     source_url: Annotated[SecretStr, AfterValidator(_check_source_url)] | None = None
     source_key: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_key)] = ("id",)
     source_records: Annotated[
         tuple[str, ...],
         NoDecode,
-        BeforeValidator(lambda value: tuple(value.split(".")) if isinstance(value, str) else value),
-        AfterValidator(_check_path),
+        BeforeValidator(split_path),
     ] = ()
     source_format: Annotated[FeedFormat, BeforeValidator(_lower)] = "auto"
     source_types: Annotated[dict[str, str], NoDecode, BeforeValidator(_split_types)] = Field(default_factory=dict)
@@ -173,8 +141,8 @@ class Settings(BaseSettings):
     nul_characters: Annotated[Literal["reject", "strip"], BeforeValidator(_lower)] = "reject"
     allow_empty: bool = False
     allow_private: bool = False
-    table_name: Annotated[str, AfterValidator(_check_table)] = "my_data"
-    db_schema: Annotated[str, AfterValidator(_check_schema)] = "public"
+    table_name: Annotated[str, AfterValidator(check_table)] = "my_data"
+    db_schema: Annotated[str, AfterValidator(check_schema)] = "public"
     max_delete_rows: Annotated[int, Field(ge=0)] = Source.max_delete_rows
     max_delete_share: Annotated[float, Field(ge=0, le=1)] = Source.max_delete_share
     purge_after_days: Annotated[float, Field(gt=0, le=36_500)] | None = None
@@ -207,6 +175,7 @@ class Settings(BaseSettings):
     token_lifetime_seconds: Annotated[int, Field(ge=1, le=86_400)] = 900
     settle_seconds: SecondsOrNone = 1.0
     workers_count: Positive = 1
+    worker: bool = True
 
     log_file: Path = Path("app.log")
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)] = "INFO"
@@ -253,8 +222,8 @@ class Settings(BaseSettings):
 
     @property
     def uses_sample(self) -> bool:
-        """Whether the service mirrors its own sample feed, because no SOURCE_URL is set."""
-        return self.source_url is None
+        """Whether the service mirrors its own sample feed, because neither SOURCE_URL nor a sources file names one."""
+        return self.source_url is None and self.file is None
 
     @property
     def needs_secret(self) -> bool:
@@ -267,11 +236,29 @@ class Settings(BaseSettings):
         return max(math.ceil(self.db_max_pool / self.workers_count), 1)
 
     def sources(self) -> Sources:
-        """Return all sources that are to be mirrored."""
-        return Sources([self.source()])
+        """Return all sources that are to be mirrored: that of the environment first, then those of the sources file."""
+        if self.file is None:
+            return Sources([self.source()])
+        return Sources([*([] if self.source_url is None else [self.source()]), *self.file.sources])
+
+    @cached_property
+    def file(self) -> SourcesFile | None:
+        """What the sources file says, if there is one; SourcesFileWrong names all of its mistakes."""
+        path = self.sources_file or Path(USUAL_NAME)
+        if self.sources_file is None and not path.exists():
+            return None
+        own = self.source()
+        return read_sources_file(
+            path,
+            otherwise=replace(
+                own, key=("id",), records=(), format="auto", types=EMPTY, allow_private=self.allow_private
+            ),
+            variables=_variables(),
+            first=None if self.source_url is None else own,
+        )
 
     def source(self) -> Source:
-        """Return the source that the environment alone describes."""
+        """Return the source that the environment alone describes, which is the sample without SOURCE_URL."""
         return Source(
             name="sample" if self.source_url is None else self.table_name,
             url=self.base_url + SAMPLE_PATH if self.source_url is None else self.source_url.get_secret_value(),
@@ -314,26 +301,31 @@ class Settings(BaseSettings):
         if self.database_url is not None:
             found.append(make_url(self.database_url.get_secret_value()).password or "")
         if self.source_url is not None:
-            parts = urlsplit(self.source_url.get_secret_value())
-            found += [parts.password or "", parts.username or "" if parts.password is None else ""]
-            found += [
-                value
-                for name, value in parse_qsl(parts.query)
-                if SECRET_PARAMETER.search(name) and len(value) >= SHORTEST_TOKEN
-            ]
+            found += secrets_in_url(self.source_url.get_secret_value())
+        if self.file is not None:
+            found += sorted(self.file.secrets)
         return [secret for secret in found if secret]
 
 
 def load_settings(**given: Any) -> Settings:
     """Read the settings; `given` wins over the environment. SettingError names all that are wrong, never a value."""
     try:
-        return Settings(**given)
+        settings = Settings(**given)
+        _ = settings.file  # read once, at the start, with all that is wrong in it
     except ValidationError as exc:
         raise SettingError("; ".join(_explain(error) for error in exc.errors(include_input=False)) + ".") from None
     except SettingsError as exc:
         raise SettingError(f"A setting cannot be read: {exc}.") from None
     except (OSError, UnicodeDecodeError) as exc:
         raise SettingError(f".env cannot be read ({type(exc).__name__}).") from None
+    else:
+        return settings
+
+
+def _variables() -> dict[str, str]:
+    """Return what `${NAME}` may name: as for the settings, the environment wins, and what is empty does not count."""
+    both = chain(dotenv_values(ENV_FILE, encoding="utf-8").items(), os.environ.items())
+    return {name: value for name, value in both if value}
 
 
 def _explain(error: Any) -> str:

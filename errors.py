@@ -2,6 +2,7 @@
 
 LockstepError
 ├── SettingError              a setting is missing, wrong or contradicts another
+│   └── SourcesFileWrong      the sources file has mistakes
 ├── SourceError               the source is at fault; nothing was written
 │   ├── SourceUnreachable     no connection, or it broke
 │   ├── SourceTimeout         it answered too slowly
@@ -20,6 +21,7 @@ LockstepError
 │   ├── MirrorBusy            another run of the same mirror is under way
 │   ├── SourcePaused          the source is paused, so that nothing is synced until it is resumed
 │   ├── SourceCooling         the source is not to be asked again before a moment that it named
+│   ├── RefreshFailed         the run that a request waited for came to nothing
 │   ├── UndoRefused           a run's changes cannot be taken back
 │   ├── PlanStale             the plan that was to be applied is not the plan any more
 │   ├── SpoolFailed           the temporary file of a run could not be written
@@ -71,6 +73,17 @@ class SettingError(LockstepError):
 
     code = "setting_wrong"
     default_remedy = "Correct the setting and start again; the README lists every one."
+
+
+class SourcesFileWrong(SettingError):
+    """The sources file has mistakes; `mistakes` has one line for each, with file and line."""
+
+    default_remedy = "Correct them and start again; python cli.py check lists them, docs/sources.md every key."
+
+    def __init__(self, name: str, mistakes: Sequence[str]) -> None:
+        count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "a mistake"
+        super().__init__(f"{name} has {count}: {'; '.join(mistakes)}.")
+        self.mistakes = tuple(mistakes)
 
 
 class SourceError(LockstepError):
@@ -224,6 +237,16 @@ class SourceCooling(RunError):
         )
         self.until = until
         self.retry_after_seconds = seconds_left
+
+
+class RefreshFailed(RunError):
+    """The run that a request waited for came to nothing."""
+
+    code = "refresh_failed"
+
+    def __init__(self, cause: str, *, run: int, remedy: str | None) -> None:
+        super().__init__(cause, remedy=remedy)
+        self.run = run
 
 
 class UndoRefused(RunError):
