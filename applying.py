@@ -10,16 +10,19 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from columns import Column, adopt
-from deciding import Order, Outcome, decide_columns, feed_digest, reason_to_hold, should_switch_to_canonical, total
+from deciding import Order, Outcome, decide_columns, reason_to_hold, total
 from definitions import Source
 from errors import DatabaseContended, PlanStale, SchemaConflict, SourceInvalid, SourcePaused
 from gathering import Gathered
-from models import KEPT_DIFFERENCES, KEPT_PROBLEMS, Counts, Problem, Validators
+from leaving import leave_state
+from models import KEPT_DIFFERENCES, KEPT_PROBLEMS, Counts, Problem
 from rows import RowDecoder
+from shaping import is_settled, settle_shape
 from store import mirrors, runs, shapes
 from store.database import Database
 from store.journal import insert_first_load, journaling
 from store.mirrors import Mirror
+from store.scopes import lock_shape
 from store.staging import Staging
 from values import fit_for
 
@@ -40,6 +43,15 @@ class FetchAll(Exception):
 
 class _StageFirst(Exception):
     """Records share keys, or have to be cast, so they cannot be copied straight into the mirror."""
+
+
+class _SettleShape(Exception):
+    """Several sources share the table, and it is not as this run needs it; `columns` are what it needs."""
+
+    def __init__(self, run: int, columns: Sequence[Column]) -> None:
+        super().__init__()
+        self.run = run
+        self.columns = columns
 
 
 class _WidenColumns(Exception):
@@ -69,6 +81,8 @@ async def apply(
             async with database.transaction(isolation="REPEATABLE READ", run=order.run) as session:
                 if order.run is not None:
                     await runs.lock_run(session, order.run)
+                if source.scope:
+                    await lock_shape(session, gathered.mirror.name)
                 mirror = await _read_again(session, source, gathered, order)
                 columns = columns or _first_columns(mirror, gathered.inference.columns())
                 application = _Application(session, source, gathered, order, mirror, columns)
@@ -80,6 +94,8 @@ async def apply(
                 return outcome
         except _WidenColumns as wider:
             columns = wider.columns
+        except _SettleShape as unsettled:
+            columns = await settle_shape(database, source, unsettled.run, unsettled.columns)
         except _StageFirst:
             straight = False
         except DatabaseContended:
@@ -147,6 +163,8 @@ class _Application:
         nothing_to_keep = not self._gathered.spool.records and not self._mirror.has_rows
         if self._gathered.is_unchanged or nothing_to_keep:
             await self._leave_as_it_is()
+        elif self._mirror.scope_id and self._order.run is not None and not is_settled(self._mirror, self._columns):
+            raise _SettleShape(self._run, self._columns)
         elif straight and (self._mirror.has_rows or any(fit_for(each.sql_type).by_cast for each in self._columns)):
             raise _StageFirst
         elif straight:
@@ -171,10 +189,7 @@ class _Application:
     async def _load_straight(self) -> None:
         """Copy the records into the empty mirror; its key is added afterwards, which is faster and finds duplicates."""
         is_new = not self._mirror.exists
-        if is_new:
-            await shapes.create_mirror(self._session, self._mirror, self._columns, keyed=False)
-        else:
-            await shapes.alter_mirror(self._session, self._mirror, self._columns)
+        await self._shape(keyed=False)
         created = await mirrors.copy_into(
             self._session, self._mirror, self._columns, self._decoder.rows(self._gathered.spool, positions=False)
         )
@@ -312,12 +327,17 @@ class _Application:
         if self._order.plan not in (None, planned):
             raise PlanStale("The source or the mirror has changed since the plan was made.")
 
+    async def _shape(self, *, keyed: bool) -> None:
+        if self._mirror.scope_id:
+            return  # settled already
+        if self._mirror.exists:
+            await shapes.alter_mirror(self._session, self._mirror, self._columns)
+        else:
+            await shapes.create_mirror(self._session, self._mirror, self._columns, keyed=keyed)
+
     async def _write(self, staging: Staging, changes: dict[str, int]) -> None:
         """Bring table and rows into their new shape, and journal it."""
-        if not self._mirror.exists:
-            await shapes.create_mirror(self._session, self._mirror, self._columns, keyed=True)
-        else:
-            await shapes.alter_mirror(self._session, self._mirror, self._columns)
+        await self._shape(keyed=True)
         await staging.apply(self._session, changes)
         if self._gathered.without_fingerprint or not self._gathered.trusted:
             await staging.update_fingerprints(self._session, all_rows=self._all_fingerprints_are_stale())
@@ -339,50 +359,9 @@ class _Application:
         return state.stored_kind != state.fingerprint_kind or is_of_another_shape or self._gathered.has_copies
 
     async def _write_state(self) -> None:
-        """Leave behind what the next run may rely on."""
-        used, kind = self._mirror.state.fingerprint_kind, self._kind_from_now_on()
-        counts = self._outcome.counts
-        # A 304 would hide what was left undone, so the source is only asked for one when nothing was.
-        settled = not counts.held and not counts.rejected and kind == used
-        validators = self._gathered.validators if settled else Validators()
-        await mirrors.upsert_mirror(
-            self._session,
-            self._mirror,
-            self._columns,
-            watched=await self._watch(),
-            fingerprint_kind=kind,
-            stored_kind=used,
-            feed=feed_digest(self._source),
-            etag=validators.etag,
-            last_modified=validators.last_modified,
-            live_rows=self._outcome.live_rows,
-            last_run=self._run,
+        await leave_state(
+            self._session, self._source, self._gathered, self._mirror, self._columns, self._outcome, self._run
         )
-        await mirrors.delete_foreign_writes(self._session, self._mirror)
-
-    async def _watch(self) -> bool:
-        if self._mirror.watched and set(self._columns) == set(self._mirror.columns):
-            return True
-        watched = await shapes.watch(self._session, self._mirror, self._columns)
-        if not watched and self._mirror.may_watch:
-            log.warning("triggers_refused", table=self._mirror.name, consequence="a 304 is never relied on")
-        return watched
-
-    def _kind_from_now_on(self) -> str:
-        kind = self._mirror.state.fingerprint_kind
-        counts = self._outcome.counts
-        if not self._gathered.trusted or not should_switch_to_canonical(
-            decoded=self._gathered.spool.records - self._gathered.without_fingerprint,
-            differing=counts.created + counts.updated + counts.restored + counts.rejected + counts.duplicates,
-            kind=kind,
-        ):
-            return kind
-        log.warning(
-            "fingerprints_switched",
-            decoded=self._gathered.spool.records,
-            reason="the source spells the same records differently from fetch to fetch",
-        )
-        return "canonical"
 
     @property
     def _run(self) -> int:

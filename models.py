@@ -101,6 +101,7 @@ class Report:
     status: RunStatus
     counts: Counts
     started_at: datetime
+    scope: str = ""
     finished_at: datetime | None = None
     duration_ms: int | None = None
     body_bytes: int = 0
@@ -189,6 +190,7 @@ class Progress:
 SERVICE_SCHEMA = "lockstep"
 """Where the service's own tables live; the mirrors live in the schema that the operator names."""
 
+IS_RUNNING = sa.text("status = 'running'")
 Timestamp = sa.TIMESTAMP(timezone=True)
 now = sa.func.now()
 
@@ -216,6 +218,7 @@ class RunRow(ServiceBase):
     id: Mapped[int] = mapped_column(sa.BigInteger, sa.Identity(always=True), primary_key=True)
     source: Mapped[str] = mapped_column(sa.Text)
     mirror: Mapped[str] = mapped_column(sa.Text)
+    scope: Mapped[str] = mapped_column(sa.Text, server_default="")
     status: Mapped[str] = mapped_column(sa.Text, server_default="running")
     owner: Mapped[str] = mapped_column(sa.Text)
     lease_until: Mapped[datetime] = mapped_column(Timestamp)
@@ -248,8 +251,8 @@ class RunRow(ServiceBase):
         sa.CheckConstraint(
             "status IN ('running', 'succeeded', 'unchanged', 'held', 'failed', 'interrupted')", name="status"
         ),
-        # One run per mirror, over all processes and through any connection pooler.
-        sa.Index("runs_one_running_per_mirror", "mirror", unique=True, postgresql_where=sa.text("status = 'running'")),
+        # One run per mirror and scope, over all processes and through any connection pooler.
+        sa.Index("runs_one_running_per_mirror", "mirror", "scope", unique=True, postgresql_where=IS_RUNNING),
         sa.Index("runs_source_id_idx", "source", "id"),
         # Where whose entries are in the journal: its readers are led by these, whatever they ask for.
         sa.Index("runs_last_seq_idx", "last_seq", postgresql_where=sa.text("last_seq IS NOT NULL")),
@@ -259,13 +262,14 @@ class RunRow(ServiceBase):
 
 
 class MirrorRow(ServiceBase):
-    """What Lockstep knows of a mirror beyond its columns."""
+    """What Lockstep knows of a mirror beyond its columns; where sources share a table, also of each of their scopes."""
 
     __tablename__ = "mirrors"
 
     name: Mapped[str] = mapped_column(sa.Text, primary_key=True)
+    scope: Mapped[str] = mapped_column(sa.Text, primary_key=True, server_default="")
     fields: Mapped[dict[str, dict[str, Any]]] = mapped_column(JSONB, server_default=sa.text("'{}'"))
-    """By field name: its `column`, and whether Lockstep `owned` it, that is made it."""
+    """By field name: its `column`, and whether Lockstep `owned` it, that is made it. Scopes leave it to the table."""
     key: Mapped[list[str]] = mapped_column(ARRAY(sa.Text))
     signature: Mapped[str] = mapped_column(sa.Text, server_default="")
     """Of the columns as the last run left them; fingerprints are not trusted under another one."""
@@ -279,6 +283,8 @@ class MirrorRow(ServiceBase):
     watched: Mapped[bool] = mapped_column(sa.Boolean, server_default=sa.false())
     """Whether triggers tell of foreign writes; without them, no 304 can be trusted."""
     live_rows: Mapped[int] = mapped_column(sa.BigInteger, server_default="0")
+    cursor: Mapped[str | None] = mapped_column(sa.Text)
+    """The greatest value of the source's cursor field, as JSON and as the source wrote it."""
     last_run: Mapped[int | None] = mapped_column(sa.BigInteger)
     paused_since: Mapped[datetime | None] = mapped_column(Timestamp)
     pause_reason: Mapped[str | None] = mapped_column(sa.Text)
@@ -301,11 +307,12 @@ class CooldownRow(ServiceBase):
 
 
 class ForeignWriteRow(ServiceBase):
-    """A transaction that wrote to a mirror and was not a run; runs remove those that they took into account."""
+    """A transaction that wrote to a mirror and was not a run; runs, of one scope or of all, remove what they know."""
 
     __tablename__ = "foreign_writes"
 
     mirror: Mapped[str] = mapped_column(sa.Text, primary_key=True)
+    scope: Mapped[str] = mapped_column(sa.Text, primary_key=True, server_default="")
     xid: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
     at: Mapped[datetime] = mapped_column(Timestamp, server_default=now)
 

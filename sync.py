@@ -47,7 +47,7 @@ async def sync_data(
     """
     demand_mode(source, mode)
     mirror = mirrors.mirror_name(source)
-    opened = await runs.insert_run(database, source=source.name, mirror=mirror, approves=approve)
+    opened = await runs.insert_run(database, source=source.name, mirror=mirror, scope=source.scope_id, approves=approve)
 
     async def work(started: float) -> Report:
         async with open_spool(spool_dir) as spool:

@@ -17,6 +17,7 @@ from running import milliseconds_since, run_to_end, written
 from store import mirrors, pauses, runs
 from store.database import Database
 from store.journal import journaling
+from store.scopes import lock_shape
 from store.undo import Obstacles, Undo, select_undone
 
 
@@ -38,7 +39,9 @@ async def undo_run(database: Database, source: Source, run: int) -> Report:
     if report is None:
         raise NotFound(f"There is no run {run}.")
     demand_undoable(report, mirror)
-    opened = await runs.insert_run(database, source=source.name, mirror=mirror, undoes=run)
+    if report.scope != source.scope_id:
+        raise UndoRefused(f"Run {run} wrote the rows with {report.scope or 'any scope'}, which {source.name} is not.")
+    opened = await runs.insert_run(database, source=source.name, mirror=mirror, scope=source.scope_id, undoes=run)
 
     async def work(started: float) -> Report:
         return await written(database, source, opened.run, _take_back(database, source, opened, run, started))
@@ -67,6 +70,8 @@ async def _take_back(database: Database, source: Source, opened: Report, run: in
         try:
             async with database.transaction(isolation="REPEATABLE READ", run=opened.run) as session:
                 await runs.lock_run(session, opened.run)
+                if source.scope:
+                    await lock_shape(session, opened.table)
                 changed = await _undo(session, source, run, opened.run)
                 report = replace(
                     opened, status="succeeded", counts=Counts(**changed), duration_ms=milliseconds_since(started)

@@ -31,6 +31,7 @@ from models import (
     mirror_table,
 )
 from store.database import Database, driver_connection
+from store.scopes import WHOLE_TABLE, Scope, demand_fit, within
 from store.triggers import TRIGGERS
 from store.views import LIVE_VIEW, LiveView, live_comment, live_name
 
@@ -50,14 +51,18 @@ class Mirror:
     db_schema: str
     key: tuple[str, ...]
     """Key fields."""
+    scope: Scope
+    """What is the same in all of the source's rows and in no others; empty if the table is the source's alone."""
+    scope_id: str
     shape: str
     """What the source makes of its records before they are stored; see definitions.Source."""
     exists: bool
     types: dict[str, str]
     """Every column of the table with its type, the user's own and the bookkeeping ones included."""
     columns: tuple[Column, ...]
-    """The source's columns among them."""
+    """The source's columns among them, and those of other sources of the table."""
     has_rows: bool
+    """Whether there are any of the source's."""
     keyed: bool
     """Whether a unique index over the key columns exists."""
     watched: bool
@@ -101,6 +106,10 @@ class Mirror:
         """Names of the key's columns."""
         return tuple(column_name(field) for field in self.key)
 
+    def within(self, table: sa.Table) -> list[sa.ColumnElement[bool]]:
+        """Return what holds for the source's rows alone; nothing if the table is its own."""
+        return within(table, self.scope, self.types)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MirrorState:
@@ -135,7 +144,8 @@ TABLE = """
              WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS types,
            (SELECT array_agg(t.tgname::text) FROM pg_trigger t
              WHERE t.tgrelid = c.oid AND t.tgenabled IN ('O', 'A')) AS triggers,
-           (SELECT array_agg(w.xid) FROM lockstep.foreign_writes w WHERE w.mirror = :name) AS foreign_writes,
+           (SELECT array_agg(w.xid) FROM lockstep.foreign_writes w
+             WHERE w.mirror = :name AND w.scope IN ('', :scope)) AS foreign_writes,
            EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid
                      AND i.indpred IS NULL AND i.indexprs IS NULL
                      AND (SELECT array_agg(a.attname::text ORDER BY a.attname) FROM pg_attribute a
@@ -152,6 +162,7 @@ async def select_mirror(session: AsyncSession, source: Source) -> Mirror:
     key = sorted(column_name(field) for field in source.key)
     parameters = {
         "name": name,
+        "scope": source.scope_id,
         "db_schema": source.db_schema,
         "table": source.table,
         "key": key,
@@ -162,21 +173,24 @@ async def select_mirror(session: AsyncSession, source: Source) -> Mirror:
     exists = found.relkind is not None
     if exists and found.relkind not in ("r", "p"):
         raise SchemaConflict(f"{name} is not a table.", remedy="Name another table in table_name.")
-    row = await session.get(MirrorRow, name)
     types = dict(zip(found.names or (), found.types or (), strict=True))
+    demand_fit(source.scope, types, name)
+    of_table, row = await _select_rows(session, name, source.scope_id)
     return Mirror(
         name=name,
         table=source.table,
         db_schema=source.db_schema,
         key=source.key,
+        scope=source.scope,
+        scope_id=source.scope_id,
         shape=source.shape,
         exists=exists,
         types=types,
-        columns=_source_columns(types, row, source.key),
-        has_rows=exists and await _has_rows(session, source),
+        columns=_source_columns(types, of_table, source.key),
+        has_rows=exists and await _has_rows(session, source, types),
         keyed=bool(found.keyed),
         watched=set(TRIGGERS) <= set(found.triggers or ()),
-        may_watch=row is None or row.watched,
+        may_watch=of_table is None or of_table.watched or not of_table.fields,
         state=_state(row),
         foreign_writes=frozenset(found.foreign_writes or ()),
         live_view=LiveView(
@@ -189,6 +203,13 @@ async def select_mirror(session: AsyncSession, source: Source) -> Mirror:
         ),
         pause=Pause(since=row.paused_since, reason=row.pause_reason or "") if row and row.paused_since else None,
     )
+
+
+async def _select_rows(session: AsyncSession, name: str, scope: str) -> tuple[MirrorRow | None, MirrorRow | None]:
+    """Return what is known of a table, and of one of its scopes; that is the same where there are none."""
+    wanted = MirrorRow.name == name, MirrorRow.scope.in_([WHOLE_TABLE, scope])
+    rows = {row.scope: row for row in await session.scalars(sa.select(MirrorRow).where(*wanted))}
+    return rows.get(WHOLE_TABLE), rows.get(scope)
 
 
 def _source_columns(types: dict[str, str], row: MirrorRow | None, key: Sequence[str]) -> tuple[Column, ...]:
@@ -217,9 +238,10 @@ def _state(row: MirrorRow | None) -> MirrorState:
     )
 
 
-async def _has_rows(session: AsyncSession, source: Source) -> bool:
-    table = sa.table(source.table, schema=source.db_schema)
-    return bool(await session.scalar(sa.select(sa.exists(sa.select(sa.literal(1)).select_from(table)))))
+async def _has_rows(session: AsyncSession, source: Source, types: dict[str, str]) -> bool:
+    table = mirror_table(source.table, source.db_schema, {})
+    some = sa.select(sa.literal(1)).select_from(table).where(*within(table, source.scope, types))
+    return bool(await session.scalar(sa.select(sa.exists(some))))
 
 
 async def select_fingerprints(session: AsyncSession, mirror: Mirror) -> tuple[KnownFingerprints, int]:
@@ -230,12 +252,14 @@ async def select_fingerprints(session: AsyncSession, mirror: Mirror) -> tuple[Kn
     async def keep(data: bytes) -> None:
         copied.extend(data)
 
-    await driver.copy_from_query(
-        f"SELECT COALESCE({_quote(FINGERPRINT)}, '{NO_FINGERPRINT}'::uuid) FROM {mirror.qualified}"  # noqa: S608 # constants and quoted names
-        f" WHERE {_quote(DELETED_AT)} IS NULL",
-        output=keep,
-        format="binary",
+    table = mirror_table(mirror.table, mirror.db_schema, {})
+    query = (
+        sa.select(sa.func.coalesce(table.c[FINGERPRINT], sa.cast(sa.literal(NO_FINGERPRINT, sa.Text), sa.Uuid)))
+        .where(table.c[DELETED_AT].is_(None), *mirror.within(table))
+        # A COPY takes no parameters, so its few values are spelled by SQLAlchemy, as this server reads them.
+        .compile(dialect=(await session.connection()).dialect, compile_kwargs={"literal_binds": True})
     )
+    await driver.copy_from_query(str(query), output=keep, format="binary")
     # Sorting millions of them takes a while; it does not hold up the other threads.
     return await asyncio.to_thread(KnownFingerprints.from_copy, copied)
 
@@ -258,7 +282,7 @@ async def count_live_rows(session: AsyncSession, mirror: Mirror) -> int:
     if not mirror.exists:
         return 0
     table = mirror_table(mirror.table, mirror.db_schema, {})
-    query = sa.select(sa.func.count()).select_from(table)
+    query = sa.select(sa.func.count()).select_from(table).where(*mirror.within(table))
     if mirror.has_tombstones:
         query = query.where(table.c[DELETED_AT].is_(None))
     return await session.scalar(query) or 0
@@ -270,7 +294,8 @@ async def delete_tombstones(session: AsyncSession, source: Source, *, age: timed
     if not await session.scalar(sa.select(sa.func.to_regclass(f"{_quote(source.db_schema)}.{_quote(source.table)}"))):
         return 0
     place: sa.ColumnElement[Any] = sa.literal_column("ctid")
-    is_old = table.c[DELETED_AT] < sa.func.now() - age
+    scope = (await select_mirror(session, source)).within(table) if source.scope else []
+    is_old = sa.and_(table.c[DELETED_AT] < sa.func.now() - age, *scope)
     some = sa.select(place).select_from(table).where(is_old).limit(limit)
     # Places are unique within a partition only, so a row has to be old itself, too.
     deleted = await session.execute(sa.delete(table).where(place.in_(some), is_old).returning(sa.literal(1)))
@@ -317,24 +342,51 @@ async def upsert_mirror(
     watched: bool,
     **state: Any,
 ) -> None:
-    """Write down what a run leaves behind, so that the next one knows what it may trust."""
+    """Write down what a run leaves behind, so that the next one knows what it may trust.
+
+    What is known of the table itself stays as `update_shape` left it where the source has but a part of the rows.
+    """
+    of_table = {} if mirror.scope_id else {"fields": _spell_fields(columns), "watched": watched}
     values = {
         "name": mirror.name,
+        "scope": mirror.scope_id,
         "key": list(mirror.key),
-        "fields": {column.field: {"column": column.name, "owned": column.owned} for column in columns},
         "signature": signature(columns, mirror.key, mirror.shape),
-        "watched": watched,
+        **of_table,
         **state,
     }
     statement = insert(MirrorRow).values(values)
-    await session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values))
+    await session.execute(statement.on_conflict_do_update(index_elements=["name", "scope"], set_=values))
+
+
+async def update_shape(session: AsyncSession, mirror: Mirror, columns: Sequence[Column], *, watched: bool) -> None:
+    """Write down the columns of a table that several sources share; its row is there, and locked."""
+    await session.execute(
+        sa.update(MirrorRow)
+        .where(MirrorRow.name == mirror.name, MirrorRow.scope == WHOLE_TABLE)
+        .values(key=list(mirror.key), fields=_spell_fields(columns), watched=watched)
+    )
+
+
+def _spell_fields(columns: Sequence[Column]) -> dict[str, dict[str, Any]]:
+    return {column.field: {"column": column.name, "owned": column.owned} for column in columns}
 
 
 async def delete_foreign_writes(session: AsyncSession, mirror: Mirror) -> None:
-    """Forget the foreign writes that a run has taken into account; those that came later stay."""
-    if mirror.foreign_writes:
-        await session.execute(
-            sa.delete(ForeignWriteRow).where(
-                ForeignWriteRow.mirror == mirror.name, ForeignWriteRow.xid.in_(mirror.foreign_writes)
-            )
-        )
+    """Forget the foreign writes that a run has taken into account; those that came later stay.
+
+    Other scopes of the table have not taken them into account yet, so each is left a note of its own.
+    """
+    if not mirror.foreign_writes:
+        return
+    known = ForeignWriteRow.mirror == mirror.name, ForeignWriteRow.xid.in_(mirror.foreign_writes)
+    deleted = await session.scalars(
+        sa.delete(ForeignWriteRow)
+        .where(*known, ForeignWriteRow.scope.in_([WHOLE_TABLE, mirror.scope_id]))
+        .returning(ForeignWriteRow.scope)
+    )
+    if WHOLE_TABLE in deleted.all() and mirror.scope_id:
+        others = sa.select(MirrorRow.name, MirrorRow.scope, sa.literal(max(mirror.foreign_writes), sa.BigInteger))
+        others = others.where(MirrorRow.name == mirror.name, MirrorRow.scope.not_in([WHOLE_TABLE, mirror.scope_id]))
+        note = insert(ForeignWriteRow).from_select(["mirror", "scope", "xid"], others)
+        await session.execute(note.on_conflict_do_nothing())

@@ -20,11 +20,13 @@ async def pause(database: Database, source: Source, *, reason: str) -> bool:
     async with database.transaction() as session:
         # Its mirror need not have been made yet.
         await session.execute(
-            insert(MirrorRow).values(name=mirror_name(source), key=list(source.key)).on_conflict_do_nothing()
+            insert(MirrorRow)
+            .values(name=mirror_name(source), scope=source.scope_id, key=list(source.key))
+            .on_conflict_do_nothing()
         )
         paused = await session.execute(
             sa.update(MirrorRow)
-            .where(MirrorRow.name == mirror_name(source), MirrorRow.paused_since.is_(None))
+            .where(*_is_of(source), MirrorRow.paused_since.is_(None))
             .values(**paused_because(reason))
             .returning(MirrorRow.name)
         )
@@ -36,7 +38,7 @@ async def resume(database: Database, source: Source) -> bool:
     async with database.transaction() as session:
         resumed = await session.execute(
             sa.update(MirrorRow)
-            .where(MirrorRow.name == mirror_name(source), MirrorRow.paused_since.is_not(None))
+            .where(*_is_of(source), MirrorRow.paused_since.is_not(None))
             .values(paused_since=None, pause_reason=None)
             .returning(MirrorRow.name)
         )
@@ -51,7 +53,7 @@ async def update_undone(session: AsyncSession, source: Source, *, run: int, undo
     """
     await session.execute(
         sa.update(MirrorRow)
-        .where(MirrorRow.name == mirror_name(source))
+        .where(*_is_of(source))
         .values(
             etag=None,
             last_modified=None,
@@ -60,6 +62,10 @@ async def update_undone(session: AsyncSession, source: Source, *, run: int, undo
             **paused_because(f"run {run} undid run {undone}"),
         )
     )
+
+
+def _is_of(source: Source) -> tuple[sa.ColumnElement[bool], ...]:
+    return MirrorRow.name == mirror_name(source), MirrorRow.scope == source.scope_id
 
 
 def paused_because(reason: str) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Runs: who may run, who is running, and how each run ended.
 
-One run per mirror is what a unique index over the running ones says, so it holds over all processes and through any
-connection pooler. A run's owner renews its lease; a run whose lease ran out, or whose process is known to be dead, is
-marked interrupted by whoever comes next. The transaction that applies a run locks its row first, so a run that was
-given up for dead can never write.
+One run per mirror, or per scope where sources share one, is what a unique index over the running ones says, so it
+holds over all processes and through any connection pooler. A run's owner renews its lease; a run whose lease ran out,
+or whose process is known to be dead, is marked interrupted by whoever comes next. The transaction that applies a run
+locks its row first, so a run that was given up for dead can never write.
 """
 
 from __future__ import annotations
@@ -35,39 +35,46 @@ def _lease_end() -> sa.ColumnElement[datetime]:
 
 
 async def insert_run(
-    database: Database, *, source: str, mirror: str, approves: int | None = None, undoes: int | None = None
+    database: Database,
+    *,
+    source: str,
+    mirror: str,
+    scope: str = "",
+    approves: int | None = None,
+    undoes: int | None = None,
 ) -> Report:
-    """Open a run, committed at once; raise MirrorBusy if the mirror has one under way, SourcePaused if it must not.
+    """Open a run, committed at once; raise MirrorBusy if the mirror has one under way.
 
-    Raises SourceCooling while the source is not to be asked.
-
-    With `approves`, raise ApprovalRefused unless that run holds deletions that nobody has approved yet. A run that
-    `undoes` another one may be opened while the source is paused or cooling.
+    Raises SourcePaused or SourceCooling while it must not be, which an `undoes` run may all the same, and with
+    `approves` ApprovalRefused unless that run holds deletions that nobody has approved yet.
     """
-    values = {"source": source, "mirror": mirror, "approves": approves, "undoes": undoes}
+    values = {"source": source, "mirror": mirror, "scope": scope, "approves": approves, "undoes": undoes}
     opened: Report | None = None
     try:
         async with database.transaction() as session:
             if approves is not None:
-                await select_hold(session, mirror, approves)
+                await select_hold(session, mirror, approves, scope=scope)
             opened = await _open(session, values)
             if opened is None and await _interrupt_dead_runs(session, mirror):
                 opened = await _open(session, values)
             if opened is not None:
                 return opened
             if undoes is None:
-                await _demand_unpaused(session, source, mirror)
+                await _demand_unpaused(session, source, mirror, scope)
                 await demand_cooled(session, source)
-            running = await session.scalar(sa.select(RunRow).where(RunRow.mirror == mirror, RunRow.status == "running"))
+            running = await session.scalar(
+                sa.select(RunRow).where(RunRow.mirror == mirror, RunRow.scope == scope, RunRow.status == "running")
+            )
     except BaseException:
         if opened is not None:
             owners.under_way.discard(opened.run)  # it may have been committed all the same
         raise
     if running is None:
         # It ended between the statements, so the way is free now.
-        return await insert_run(database, source=source, mirror=mirror, approves=approves, undoes=undoes)
+        return await insert_run(database, source=source, mirror=mirror, scope=scope, approves=approves, undoes=undoes)
+    what = f"{mirror} ({scope})" if scope else mirror
     raise MirrorBusy(
-        f"Run {running.id} has been syncing {mirror} since {running.started_at:%Y-%m-%d %H:%M:%S} UTC.",
+        f"Run {running.id} has been syncing {what} since {running.started_at:%Y-%m-%d %H:%M:%S} UTC.",
         run=running.id,
         since=running.started_at,
     )
@@ -75,7 +82,8 @@ async def insert_run(
 
 async def _open(session: AsyncSession, values: dict[str, Any]) -> Report | None:
     """Insert a running run, or return None if the mirror has one, or if it must not run and this is not an undo."""
-    paused = sa.exists().where(MirrorRow.name == values["mirror"], MirrorRow.paused_since.is_not(None))
+    of_source = MirrorRow.name == values["mirror"], MirrorRow.scope == values["scope"]
+    paused = sa.exists().where(*of_source, MirrorRow.paused_since.is_not(None))
     columns = RunRow.__table__.c
     opening: dict[str, sa.ColumnElement[Any]] = {
         name: sa.literal(value, columns[name].type) for name, value in values.items()
@@ -87,7 +95,7 @@ async def _open(session: AsyncSession, values: dict[str, Any]) -> Report | None:
     inserted = await session.execute(
         insert(RunRow)
         .from_select(list(opening), chosen)
-        .on_conflict_do_nothing(index_elements=["mirror"], index_where=RunRow.status == "running")
+        .on_conflict_do_nothing(index_elements=["mirror", "scope"], index_where=RunRow.status == "running")
         .returning(RunRow)
     )
     row = inserted.scalar_one_or_none()
@@ -97,20 +105,21 @@ async def _open(session: AsyncSession, values: dict[str, Any]) -> Report | None:
     return _report(row)
 
 
-async def _demand_unpaused(session: AsyncSession, source: str, mirror: str) -> None:
-    row = await session.get(MirrorRow, mirror)
+async def _demand_unpaused(session: AsyncSession, source: str, mirror: str, scope: str) -> None:
+    row = await session.get(MirrorRow, (mirror, scope))
     if row is not None and row.paused_since is not None:
         raise SourcePaused(source=source, since=row.paused_since, reason=row.pause_reason or "")
 
 
-async def select_hold(session: AsyncSession, mirror: str, run: int) -> int:
+async def select_hold(session: AsyncSession, mirror: str, run: int, *, scope: str = "") -> int:
     """Return how many deletions a run holds that may be approved; raise ApprovalRefused if there are none."""
-    held = await session.scalar(sa.select(RunRow).where(RunRow.id == run, RunRow.mirror == mirror))
+    of_source = RunRow.mirror == mirror, RunRow.scope == scope
+    held = await session.scalar(sa.select(RunRow).where(RunRow.id == run, *of_source))
     if held is None or held.status != "held":
         raise ApprovalRefused(f"Run {run} of {mirror} holds no deletions.")
     newer = await session.scalar(
         sa.select(RunRow.id)
-        .where(RunRow.mirror == mirror, RunRow.id > run, RunRow.status.in_(("held", "succeeded")))
+        .where(*of_source, RunRow.id > run, RunRow.status.in_(("held", "succeeded")))
         .order_by(RunRow.id.desc())
         .limit(1)
     )
@@ -221,6 +230,7 @@ def _report(row: RunRow) -> Report:
         run=row.id,
         source=row.source,
         table=row.mirror,
+        scope=row.scope,
         status=msgspec.convert(row.status, type=RunStatus),
         counts=Counts(**{name: getattr(row, name) for name in Counts.__dataclass_fields__}),
         started_at=row.started_at,

@@ -104,6 +104,7 @@ class Staging:
         seen = self._is_marked() if self.marked_are_seen else sa.not_(self._is_marked())
         query = (
             sa.select(self.stage.c[POSITION], self.table.c[FINGERPRINT], self._key_json(self.stage))
+            .select_from(self.stage)
             .join(self.table, self._same_key(self.stage, self.table))
             .where(self.table.c[DELETED_AT].is_(None), self.table.c[FINGERPRINT].is_not(None), seen)
         )
@@ -143,6 +144,7 @@ class Staging:
         """Find the live rows that the snapshot does not contain, but for those of rejected records."""
         if not self.mirror.has_rows:
             return
+        ours = self.mirror.within(self.table)
         vanished: list[sa.ColumnElement[bool]] = [sa.true()]
         if self.marked_are_seen is True:
             vanished = [sa.not_(self._is_marked())]
@@ -162,6 +164,7 @@ class Staging:
                 self._stored,
                 self._deleted_at().is_(None),
                 condition,
+                *ours,
                 *elsewhere,
                 gone=True,
             )
@@ -303,7 +306,9 @@ class Staging:
         return _distinct(column, stored, self._staged(column))
 
     def _same_key(self, one: sa.Table, other: sa.Table) -> sa.ColumnElement[bool]:
-        return sa.and_(*(self._key_of(one, name) == self._key_of(other, name) for name in self._key_names))
+        """Whether rows have the same key; of the mirror's, only those of the source can."""
+        ours = self.mirror.within(self.table) if self.table in (one, other) else []
+        return sa.and_(*(self._key_of(one, name) == self._key_of(other, name) for name in self._key_names), *ours)
 
     def _key_of(self, table: sa.Table, name: str) -> sa.ColumnElement[Any]:
         """A key column, cast where it travels as text but is none."""

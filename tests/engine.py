@@ -142,14 +142,15 @@ class Engine:
         return report
 
     def records(self, content: Content) -> list[dict[str, Any]]:
-        """Read the records of a snapshot with Python's own parser."""
+        """Read the records of a snapshot with Python's own parser, and give them the source's scope."""
         body = content if isinstance(content, bytes) else dump(content)
         if self.source.format == "ndjson":
-            return [parse(line) for line in body.splitlines() if line.strip()]
-        found = parse(body)
-        for step in self.source.records:
-            found = found[step]
-        return list(found)
+            found = [parse(line) for line in body.splitlines() if line.strip()]
+        else:
+            found = parse(body)
+            for step in self.source.records:
+                found = found[step]
+        return [{**self.source.scope, **record} for record in found]
 
     def key_of(self, record: Mapping[str, Any]) -> Key:
         """Return the key of a record, or of anything else that has its key fields."""
@@ -168,7 +169,7 @@ class Engine:
         return (await self.state()).types
 
     async def state(self) -> State:
-        """Read all that the mirror holds now."""
+        """Read all that the mirror holds now of the source's scope."""
         columns = await self._columns()
         fields = await self._fields()
         names = {name: fields.get(name, name) for name in columns if name not in BOOKKEEPING}
@@ -179,6 +180,8 @@ class Engine:
         for text, is_deleted in await self.sql.fetch(f"SELECT to_jsonb(_row), {deleted} FROM {self.table} _row"):
             stored = parse(text)
             values = {name: stored[column] for column, name in names.items()}
+            if any(values[name] != value for name, value in self.source.scope.items()):
+                continue
             key = self.key_of(values)
             assert key not in rows, f"two rows have the key {key}"
             rows[key] = Row(values=values, deleted=is_deleted)
@@ -216,7 +219,7 @@ class Engine:
             await self.sql.execute(statement.replace("{table}", self.table))
 
     async def _fields(self) -> dict[str, str]:
-        query = "SELECT fields FROM lockstep.mirrors WHERE name = $1"
+        query = "SELECT fields FROM lockstep.mirrors WHERE name = $1 AND scope = ''"
         fields = parse(await self.sql.fetchval(query, self.mirror) or "{}")
         return {entry["column"]: name for name, entry in fields.items()}
 

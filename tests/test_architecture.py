@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "running": f"{WORDS} store",
     "sync": f"{WORDS} {RECORDS} store sources deciding gathering applying running",
     "undoing": f"{WORDS} store applying running",
-    "web": f"{WORDS} access presets store sources sync undoing",
+    "web": f"{WORDS} access cooling presets store sources sync undoing",
     "app": f"{WORDS} access config store sources sync undoing web",
     "cli_support": f"{WORDS} config store web app",
     "cli_access": f"{WORDS} config access store web cli_support",
