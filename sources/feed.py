@@ -239,5 +239,5 @@ async def open_feed(
             raise
         raise SourceTimeout(
             f"{redact(source.url)} took longer than {seconds:g} s in all "
-            "(SOURCE_TOTAL_TIMEOUT_SECONDS, or total_timeout_seconds of the source)."
+            "(SOURCE_TOTAL_TIMEOUT_SECONDS, or total_timeout of the source)."
         ) from exc

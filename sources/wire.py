@@ -117,12 +117,12 @@ def translated(source: Source, url: URL, guard: AddressGuard | None = None) -> I
     except aiohttp.ConnectionTimeoutError as exc:
         raise SourceTimeout(
             f"No connection for {place} within {source.connect_timeout_seconds:g} s "
-            "(SOURCE_CONNECT_TIMEOUT_SECONDS, or connect_timeout_seconds of the source)."
+            "(SOURCE_CONNECT_TIMEOUT_SECONDS, or connect_timeout of the source)."
         ) from _muted(exc)
     except aiohttp.ServerTimeoutError as exc:
         raise SourceTimeout(
             f"{place} sent nothing for {source.read_timeout_seconds:g} s "
-            "(SOURCE_READ_TIMEOUT_SECONDS, or read_timeout_seconds of the source)."
+            "(SOURCE_READ_TIMEOUT_SECONDS, or read_timeout of the source)."
         ) from exc
     except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as exc:
         raise SourceIncomplete(f"The answer of {place} ended early, or its HTTP framing is damaged.") from _muted(exc)

@@ -27,7 +27,7 @@ from errors import (
     SourceTooLarge,
 )
 from models import Progress, Validators
-from sources import open_feed
+from sources import attempts, open_feed
 from sources.links import next_link
 from tests.feed_server import Answer, Drip, FeedServer, Request, Reset, Truncate
 from tests.sources.pages import ALL, CURSOR, LINK, NEXT_URL, NUMBER, OFFSET, ROWS, SIZE, UNSIZED, page, paged, start_of
@@ -144,6 +144,21 @@ async def test_limits_are_over_all_pages(paging: Paging) -> None:
         server.answers = lambda request: page(request, fault=Drip(size=1000, gap_seconds=0.1))
         with pytest.raises(SourceTimeout, match="SOURCE_TOTAL_TIMEOUT_SECONDS"):
             await fetch(paged(server.url, paging, total_timeout_seconds=0.15))
+
+
+async def test_another_attempt_begins_anew() -> None:
+    """Where a page fails in a way that may pass, all pages are asked for again."""
+    failures = iter([Answer(status=503, headers={"Retry-After": "0"})])
+
+    def answer(request: Request) -> Answer:
+        return next(failures, page(request)) if start_of(request) == SIZE else page(request)
+
+    async with FeedServer(answer) as server:
+        async for attempt in attempts(flaky := paged(server.url, OFFSET, attempts=2)):
+            with attempt:
+                _, records = await fetch(flaky)
+    assert values(records) == ROWS
+    assert [start_of(request) for request in server.requests] == [0, 4, 0, 4, 8]
 
 
 async def test_pages_are_never_conditional() -> None:
