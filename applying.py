@@ -209,7 +209,8 @@ class _Application:
         staging = await self._stage()
         duplicates = await self._settle_duplicates(staging) + self._gathered.repeated
         await staging.insert_upserts(self._session)
-        await staging.insert_deletions(self._session, some_lack_fingerprints=self._gathered.without_fingerprint > 0)
+        if self._gathered.absence_deletes:
+            await staging.insert_deletions(self._session, some_lack_fingerprints=self._gathered.without_fingerprint > 0)
         changes = await staging.count(self._session)
         live = self._gathered.live_rows
         if live is None:
@@ -338,7 +339,7 @@ class _Application:
     async def _write(self, staging: Staging, changes: dict[str, int]) -> None:
         """Bring table and rows into their new shape, and journal it."""
         await self._shape(keyed=True)
-        await staging.apply(self._session, changes)
+        await staging.apply(self._session, changes, hard=self._source.on_delete == "hard")
         if self._gathered.without_fingerprint or not self._gathered.trusted:
             await staging.update_fingerprints(self._session, all_rows=self._all_fingerprints_are_stale())
         self._outcome.first_load = not self._mirror.has_rows

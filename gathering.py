@@ -45,6 +45,8 @@ class Gathered:
     spool: Spool
     inference: Inference
     projection: Projection | None = None
+    absence_deletes: bool = True
+    """Whether a row whose record is not in the snapshot is to go."""
     without_fingerprint: int = 0
     """Live rows that have no fingerprint, so that their records were kept whatever they hold."""
     has_copies: bool = False
@@ -72,8 +74,9 @@ class Gathered:
     @property
     def is_unchanged(self) -> bool:
         """Whether the fingerprints alone prove that the mirror holds the snapshot."""
-        all_seen = self.trusted and self.known.seen == len(self.known) and not self.without_fingerprint
-        return all_seen and not self.spool.records and not self.rejected
+        if not self.trusted or self.spool.records or self.rejected:
+            return False
+        return not self.absence_deletes or (self.known.seen == len(self.known) and not self.without_fingerprint)
 
     def projected(self, records: Sequence[Raw]) -> Sequence[Raw | bytes]:
         """Return records as the mirror has them; what cannot be projected is empty."""
@@ -174,7 +177,13 @@ def _nothing_yet(mirror: Mirror, known: KnownFingerprints, spool: Spool, source:
     inference = Inference(source.key, source.types)
     projection = Projection.of(source)
     return Gathered(
-        mirror=mirror, known=known, spool=spool, inference=inference, projection=projection, trusted=trusted
+        mirror=mirror,
+        known=known,
+        spool=spool,
+        inference=inference,
+        projection=projection,
+        absence_deletes=source.on_delete != "ignore",
+        trusted=trusted,
     )
 
 

@@ -94,7 +94,7 @@ async def _undo(session: AsyncSession, source: Source, run: int, by: int) -> Map
         raise UndoRefused(
             f"Run {undone[run]} has undone run {run} already.", remedy=f"To redo run {run}, undo run {undone[run]}."
         )
-    undo = Undo(mirror, run)
+    undo = Undo(mirror, run, hard=source.on_delete == "hard")
     if lost := await undo.select_lost_fields(session):
         raise UndoRefused(f"Run {run} changed {', '.join(lost)}, which {mirror.name} has no column for any more.")
     await undo.prepare(session)
@@ -104,7 +104,7 @@ async def _undo(session: AsyncSession, source: Source, run: int, by: int) -> Map
     _refuse_inexact(run, await undo.select_inexact(session))
     async with journaling(session, by):
         await undo.insert_changes(session, by)
-    more_rows = changed.get("restored", 0) - changed.get("deleted", 0)
+    more_rows = changed.get("created", 0) + changed.get("restored", 0) - changed.get("deleted", 0)
     await pauses.update_undone(session, source, run=by, undone=run, more_rows=more_rows)
     return changed
 

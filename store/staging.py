@@ -203,8 +203,8 @@ class Staging:
             for key, op, changes in await session.execute(query)
         )
 
-    async def apply(self, session: AsyncSession, counts: dict[str, int]) -> None:
-        """Write the differences to the mirror, whose table has all columns by now."""
+    async def apply(self, session: AsyncSession, counts: dict[str, int], *, hard: bool) -> None:
+        """Write the differences to the mirror, whose table has all columns by now; `hard` leaves no tombstones."""
         values = {column.name: self._staged(column) for column in self.columns}
         stamps = {FINGERPRINT: self.stage.c[FINGERPRINT], UPDATED_AT: sa.func.now(), DELETED_AT: sa.null()}
         if counts.get("updated") or counts.get("restored"):
@@ -224,11 +224,10 @@ class Staging:
                 chosen = chosen.where(sa.not_(self._has_key_in_mirror()))
             await session.execute(sa.insert(self.table).from_select([*values, FINGERPRINT], chosen))
         if counts.get("deleted"):
-            await session.execute(
-                sa.update(self.table)
-                .values({DELETED_AT: sa.func.now(), UPDATED_AT: sa.func.now()})
-                .where(self._same_key(self.differences, self.table), self.differences.c[OPERATION] == "deleted")
-            )
+            bury = sa.update(self.table).values({DELETED_AT: sa.func.now(), UPDATED_AT: sa.func.now()})
+            remove = sa.delete(self.table) if hard else bury
+            gone = self.differences.c[OPERATION] == "deleted"
+            await session.execute(remove.where(self._same_key(self.differences, self.table), gone))
 
     async def update_fingerprints(self, session: AsyncSession, *, all_rows: bool) -> None:
         """Store fingerprints with rows that have none; with `all_rows`, replace those of another kind as well."""

@@ -23,7 +23,11 @@ from store.mirrors import Mirror
 NAMED_ROWS = 10
 """How many of the rows that stand in the way are named."""
 
-INVERSE = "CASE op WHEN 'updated' THEN 'updated' WHEN 'deleted' THEN 'restored' ELSE 'deleted' END"
+INVERSE = """
+    CASE op WHEN 'updated' THEN 'updated' WHEN 'deleted' THEN CASE WHEN live IS NULL THEN 'created' ELSE 'restored' END
+            ELSE 'deleted' END
+"""
+"""The opposite of a change; what was deleted without a tombstone has to be created."""
 
 _quote = asyncpg.dialect().identifier_preparer.quote  # type: ignore[no-untyped-call] # SQLAlchemy leaves it untyped
 
@@ -59,9 +63,11 @@ def undone_by(undoing: Iterable[tuple[int, int]]) -> dict[int, int]:
 class Undo:
     """The statements that take one run back, in the transaction of the run that does it."""
 
-    def __init__(self, mirror: Mirror, run: int) -> None:
+    def __init__(self, mirror: Mirror, run: int, *, hard: bool = False) -> None:
+        """Prepare to undo a run; `hard` says that deletions leave no tombstones."""
         self.mirror = mirror
         self.run = run
+        self.hard = hard
         columns = {column.field: column.name for column in mirror.columns}
         self._values = {"run": run, "mirror": mirror.name, "names": msgspec.json.encode(columns).decode()}
         self._fields = columns.keys()
@@ -124,7 +130,7 @@ class Undo:
         """Return the rows that are not as the run left them, though no other run touched them."""
         edited = f"""
               FROM _lockstep_undo mine
-             WHERE live IS NOT DISTINCT FROM NULL OR live = (op = 'deleted')
+             WHERE COALESCE(live = (op = 'deleted'), {"op <> 'deleted'" if self.hard else "true"})
                 OR (op = 'created' AND found <> {_without_nulls(_side("changes", 1))})
                 OR (op IN ('updated', 'restored') AND EXISTS (
                        SELECT FROM jsonb_each(changes) e WHERE COALESCE(found -> e.key, 'null') <> e.value -> 1))
@@ -142,9 +148,29 @@ class Undo:
         values = f"({names}) = (SELECT {names} FROM {record} r), " if names else ""
         matching = f"FROM _lockstep_undo u WHERE {self._same_key('m', 'u')} AND u.wanted"
         await self._execute(session, f"UPDATE {self._table} m SET {values}{stamps} = NULL {matching} IS NOT NULL")
-        await self._execute(session, f"UPDATE {self._table} m SET {stamps} = now() {matching} IS NULL")
+        if self.hard:
+            await self._replace(session)
+        else:
+            await self._execute(session, f"UPDATE {self._table} m SET {stamps} = now() {matching} IS NULL")
         counted = await session.execute(sa.text(f"SELECT {INVERSE}, count(*) FROM _lockstep_undo GROUP BY 1"))
         return dict(counted.all())
+
+    async def _replace(self, session: AsyncSession) -> None:
+        """Insert rows of which nothing was left, remove those of which nothing is to be left."""
+        names = ", ".join((*self._keys, *self._others))
+        record = f"jsonb_populate_record(NULL\\:\\:{self._table}, {_by_column('u.was')})"
+        await self._execute(
+            session,
+            f"""
+            INSERT INTO {self._table} ({names})
+            SELECT {names} FROM (SELECT (r).* FROM (SELECT {record} AS r FROM _lockstep_undo u
+                                                     WHERE u.live IS NULL AND u.wanted IS NOT NULL) _) _
+            """,
+        )
+        await self._execute(
+            session,
+            f"DELETE FROM {self._table} m USING _lockstep_undo u WHERE {self._same_key('m', 'u')} AND u.wanted IS NULL",
+        )
 
     async def select_inexact(self, session: AsyncSession) -> Obstacles:
         """Return the rows that do not hold the values that they were given, because a column's type is another now."""

@@ -98,7 +98,8 @@ class Engine:
         except BaseException:
             assert await self.written() == written, "a run that failed has written"
             raise
-        account(report, before, await self.state(), await self.journal(report.run))
+        hard = self.source.on_delete == "hard"
+        account(report, before, await self.state(), await self.journal(report.run), hard=hard)
         return report
 
     async def sync_unaccounted(self, **options: Any) -> Report:
@@ -240,10 +241,10 @@ async def open_engine(database: Database, url: str, feed: FeedServer, **options:
         await sql.close()
 
 
-def account(report: Report, before: State, after: State, journal: dict[Key, Entry]) -> None:
+def account(report: Report, before: State, after: State, journal: dict[Key, Entry], *, hard: bool) -> None:
     """Assert that a run's counts and journal tell exactly what it did."""
     counts = report.counts
-    done = difference(before, after)
+    done = difference(before, after, hard=hard)
     if report.first_load:
         assert not before.rows, "a run called itself a first load although there were rows"
         assert not journal
@@ -260,10 +261,12 @@ def account(report: Report, before: State, after: State, journal: dict[Key, Entr
     assert counts.unchanged >= 0
 
 
-def difference(before: State, after: State) -> dict[Key, Entry]:
-    """Compare two states of a mirror, value by value."""
-    assert before.rows.keys() <= after.rows.keys(), "a run has removed a row from the table"
-    found = {}
+def difference(before: State, after: State, *, hard: bool = False) -> dict[Key, Entry]:
+    """Compare two states of a mirror, value by value; `hard` says that rows may be removed from the table."""
+    removed = before.rows.keys() - after.rows.keys()
+    assert hard or not removed, "a run has removed a row from the table"
+    assert not any(before.rows[key].deleted for key in removed), "a run has removed a tombstone"
+    found = {key: _removed(before.rows[key], after) for key in removed}
     for key, new in after.rows.items():
         old = before.rows.get(key, Row(values={}, deleted=False))
         pairs = {name: [old.values.get(name), None if new.deleted else new.values[name]] for name in after.types}
@@ -278,6 +281,11 @@ def difference(before: State, after: State) -> dict[Key, Entry]:
         elif changes:
             found[key] = Entry(op="updated", changes=changes)
     return found
+
+
+def _removed(row: Row, after: State) -> Entry:
+    values = {name: row.values.get(name) for name in after.types}
+    return Entry(op="deleted", changes={name: [value, None] for name, value in values.items() if value is not None})
 
 
 def assert_holds(state: State, expected: Mapping[Key, Mapping[str, Any]]) -> None:
