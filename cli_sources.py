@@ -48,7 +48,8 @@ def check(fetch: bool) -> None:
 
 
 def _show_sources(sources: Sequence[Source]) -> None:
-    table = Table(title=f"{len(sources)} sources; the first one is the default", title_justify="left")
+    title = f"{len(sources)} sources; the first one is the default" if len(sources) > 1 else "1 source"
+    table = Table(title=title, title_justify="left")
     for column in ("name", "url", "table", "key", "mode", "schedule"):
         table.add_column(column, overflow="fold")
     for source in sources:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations
 
 from definitions import Source
 from source_entries import KEEP_OTHERS, Entry
@@ -30,14 +29,21 @@ def check_entry(entry: Entry) -> Iterator[Mistake]:
 
 
 def check_together(entries: Mapping[str, Entry], sources: Sequence[Source]) -> Iterator[tuple[str, Place, str]]:
-    """Yield the name of a source with each mistake by which it and one before it stand in each other's way."""
-    for first, second in combinations(sources, 2):
-        if second.name not in entries:
+    """Yield the name of a source with each mistake by which it and one before it stand in each other's way.
+
+    A source that has no entry is that of the environment, and comes first.
+    """
+    first_of_table: dict[tuple[str, str], Source] = {}
+    first_of_scope: dict[tuple[str, str, str], Source] = {}
+    for place, source in enumerate(sources):
+        if place and source.name == sources[0].name:
+            yield source.name, (), f"has the name of the source that SOURCE_URL and table_name={source.name} describe"
             continue
-        if first.name == second.name:
-            yield second.name, (), f"has the name of the source that SOURCE_URL and table_name={first.table} describe"
-        elif (first.db_schema, first.table) == (second.db_schema, second.table):
-            yield from ((second.name, place, message) for place, message in _check_shared_table(first, second))
+        first = first_of_table.setdefault((source.db_schema, source.table), source)
+        alike = first_of_scope.setdefault((source.db_schema, source.table, source.scope_id), source)
+        if first is not source and source.name in entries:
+            for where, message in _check_shared_table(first, source, alike):
+                yield source.name, where, message
 
 
 def near(name: str, known: Sequence[str]) -> str:
@@ -138,23 +144,21 @@ def _check_names_in_mirror(entry: Entry) -> Iterator[Mistake]:
             yield ("types", name), f"is not among `fields`; {near(name, known)}"
 
 
-def _check_shared_table(first: Source, second: Source) -> Iterator[Mistake]:
-    table = f"{second.db_schema}.{second.table}"
+def _check_shared_table(first: Source, second: Source, alike: Source) -> Iterator[Mistake]:
+    """Compare a source with the first one of its table, and with the first one of its scope, itself maybe."""
     if not first.scope or not second.scope:
+        table = f"{second.db_schema}.{second.table}"
         yield (), f"has the table {table} of {first.name}, so both need a `scope` by which their rows are told apart"
-    else:
-        yield from _check_scopes(first, second)
-        yield from _check_shared_columns(first, second)
-
-
-def _check_scopes(first: Source, second: Source) -> Iterator[Mistake]:
+        return
     if first.scope.keys() != second.scope.keys():
         yield ("scope",), f"must have the fields of {first.name}, which has the same table: {', '.join(first.scope)}"
-    elif first.scope == second.scope:
-        yield ("scope",), f"is that of {first.name}, which has the same table"
     for name in first.scope.keys() & second.scope.keys():
         if type(first.scope[name]) is not type(second.scope[name]):
             yield ("scope", name), f"must be of the same type as in {first.name}, which has the same table"
+            return
+    if alike is not second:
+        yield ("scope",), f"is that of {alike.name}, which has the same table"
+    yield from _check_shared_columns(first, second)
 
 
 def _check_shared_columns(first: Source, second: Source) -> Iterator[Mistake]:

@@ -29,6 +29,7 @@ from source_values import (
     check_header_value,
     check_text,
     check_url,
+    check_user_name,
     seconds,
     split_path,
 )
@@ -77,7 +78,7 @@ class Basic(Table):
     """auth.type = "basic"."""
 
     type: Literal["basic"]
-    username: str
+    username: Annotated[str, AfterValidator(check_user_name)]
     password: str
 
     def built(self) -> Auth:

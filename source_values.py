@@ -114,6 +114,13 @@ def check_header_value(value: str) -> str:
     return value
 
 
+def check_user_name(name: str) -> str:
+    """Return a user name that the header Authorization can carry."""
+    if ":" in name or CONTROL.search(name):
+        raise ValueError("must have no colon, which HTTP cannot send in a user name")
+    return name
+
+
 def split_path(value: Any) -> Any:
     """Return the names of a path that is written with dots, as in `data.items`."""
     if not isinstance(value, str):

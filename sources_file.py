@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class SourcesFile:
 
     path: Path
     sources: tuple[Source, ...]
-    secrets: frozenset[str]
+    secrets: frozenset[str] = field(repr=False)
     """Values of variables that must not show in a log or an answer."""
 
 
@@ -104,7 +105,7 @@ def read_sources_file(
         raise SourcesFileWrong(path.name, [_syntax_error(path, str(exc), text)]) from exc
     except RecursionError as exc:
         raise SourcesFileWrong(path.name, [f"{path}: is nested too deeply"]) from exc
-    return _Reading(path, document, TomlLines(text), variables).read(otherwise, first)
+    return _Reading(path, document, text, variables).read(otherwise, first)
 
 
 def _syntax_error(path: Path, message: str, text: str) -> str:
@@ -150,13 +151,18 @@ class _Layers:
 class _Reading:
     """One reading of a file: it goes on after a mistake, and tells all of them at the end."""
 
-    def __init__(self, path: Path, document: dict[str, Any], lines: TomlLines, variables: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, document: dict[str, Any], text: str, variables: Mapping[str, str]) -> None:
         self._path = path
         self._document = document
-        self._lines = lines
+        self._text = text
         self._variables = variables
         self._mistakes: dict[str, int] = {}
         self._secrets: set[str] = set()
+
+    @cached_property
+    def _lines(self) -> TomlLines:
+        """Where things stand; only somebody who has made a mistake has to wait for it."""
+        return TomlLines(self._text)
 
     def read(self, otherwise: Source, first: Source | None) -> SourcesFile:
         defaults = self._defaults()

@@ -354,6 +354,7 @@ def test_all_mistakes_are_told_at_once_with_their_lines() -> None:
         ('attempts = "3"', "3: sources.a.attempts: must be a whole number"),
         ('params = { a = "${NONE_SUCH}" }', "3: sources.a.params.a: needs the variable NONE_SUCH"),
         ('params = { a = "${" }', "3: sources.a.params.a: has a ${ that no name and } follow"),
+        ('auth = { type = "basic", username = "a:b", password = "" }', "3: sources.a.auth.username: must have no"),
         ("key = [", "3: is not TOML: Invalid value"),
     ],
 )  # fmt: skip

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Iterator
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toml_lines import Place, TomlLines
@@ -42,6 +42,7 @@ STATEMENTS = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(STATEMENTS, max_size=8))
 def test_lines_are_those_of_tomllib(statements: list[str]) -> None:
     """Whatever tomllib accepts has a line for everything that tomllib finds in it, and for nothing else."""
