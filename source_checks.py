@@ -110,7 +110,7 @@ def _check_schedules(entry: Entry) -> Iterator[Mistake]:
         if entry.mode != "both" and getattr(entry, key) is not None:
             yield (key,), f'is only used with mode = "both"; here it is `{key.removeprefix("snapshot_")}`'
     for key in ("every", "cron", "snapshot_every", "snapshot_cron"):
-        if (when := getattr(entry, key)) is not None:
+        if entry.jitter and (when := getattr(entry, key)) is not None:
             interval = closest_ticks_seconds(when) if isinstance(when, str) else when
             if entry.jitter >= interval:
                 yield ("jitter",), f"must be shorter than the {interval:g} seconds between two runs by `{key}`"
