@@ -21,7 +21,7 @@ from definitions import Source, Sources
 from errors import BadRequest, LockstepError, SettingError
 from store.database import Database
 from store.embedded import EmbeddedServer
-from web import auth, bodies, changes, headers, health, parameters, runs, tables, undo
+from web import auth, bodies, changes, headers, health, parameters, ping, runs, symbols, tables, undo
 from web.answers import (
     all_answer,
     answer,
@@ -92,7 +92,14 @@ def create_app(settings: Settings, *, sign_in_rules: SignInRules | None = None) 
     app.add_url_rule("/", view_func=hello_world, methods=["GET"])
     app.add_url_rule("/sync_data", view_func=sync_data, methods=["GET", "POST"])
     app.register_blueprint(health.blueprint)
-    for blueprint in (runs.blueprint, changes.blueprint, tables.blueprint, undo.blueprint):
+    for blueprint in (
+        runs.blueprint,
+        changes.blueprint,
+        tables.blueprint,
+        undo.blueprint,
+        symbols.blueprint,
+        ping.blueprint,
+    ):
         app.register_blueprint(blueprint)
     if settings.uses_sample:
         app.register_blueprint(sample_blueprint(path=SAMPLE_PATH, data_dir=settings.data_dir))

@@ -35,6 +35,7 @@ LockstepError
 ├── CrossSiteRefused          a page of another site tried to use its visitor's rights
 ├── TooManyStreams            as many event streams are open as may be
 ├── NotFound                  what was asked for does not exist
+│   └── SymbolUnknown         no price has this symbol
 └── BadRequest                the request itself is malformed
 """
 
@@ -360,6 +361,17 @@ class NotFound(LockstepError):
 
     code = "not_found"
     default_remedy = "Check the address; the README lists the routes."
+
+
+class SymbolUnknown(NotFound):
+    """No price has this symbol."""
+
+    code = "symbol_unknown"
+
+    def __init__(self, symbol: str, *, near: Sequence[str]) -> None:
+        remedy = f"Did you mean {' or '.join(near)}?" if near else "GET /symbols/get/all has all of them."
+        super().__init__(f"There is no symbol {symbol!r}.", remedy=remedy)
+        self.near = tuple(near)
 
 
 class BadRequest(LockstepError):

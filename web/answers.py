@@ -38,6 +38,7 @@ HTTP_STATUS: Mapping[type[errors.LockstepError], HTTPStatus] = MappingProxyType(
         errors.PlanStale: HTTPStatus.CONFLICT,
         errors.SourcePaused: HTTPStatus.CONFLICT,
         errors.SourceCooling: HTTPStatus.SERVICE_UNAVAILABLE,
+        errors.RefreshFailed: HTTPStatus.BAD_GATEWAY,
         errors.UndoRefused: HTTPStatus.CONFLICT,
         errors.ApprovalRefused: HTTPStatus.CONFLICT,
         errors.RunInterrupted: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -125,6 +126,8 @@ def error_answer(error: errors.LockstepError, *, of_run: bool = False) -> Respon
         extensions["since"] = error.since
     if isinstance(error, errors.SourceCooling):
         extensions["until"] = error.until
+    if isinstance(error, errors.SymbolUnknown):
+        extensions["near"] = error.near
     response = problem(
         title=_title(error),
         detail=error.cause,
@@ -148,6 +151,23 @@ def error_answer(error: errors.LockstepError, *, of_run: bool = False) -> Respon
 def status_of(error: errors.LockstepError) -> HTTPStatus:
     """Return the HTTP status for an error."""
     return next(status for kind, status in HTTP_STATUS.items() if isinstance(error, kind))
+
+
+def ping_answer(error: errors.LockstepError | None, parts: Mapping[str, Any]) -> Response:
+    """Return how those answered that prices depend on; `error` says what is wrong with one of them."""
+    if error is None:
+        return answer({"status": "ok", **parts})
+    response = problem(
+        title=_title(error),
+        detail=error.cause,
+        remedy=error.remedy,
+        code=error.code,
+        http_status=HTTPStatus.SERVICE_UNAVAILABLE,
+        **parts,
+    )
+    seconds = error.retry_after_seconds if isinstance(error, errors.SourceCooling) else DATABASE_RETRY_SECONDS
+    response.headers["Retry-After"] = str(math.ceil(seconds))
+    return response
 
 
 def _challenge(error: errors.NotAuthorized | errors.ScopeMissing) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 
 from quart import request
 
+from columns import instant
 from definitions import RunMode
 from errors import BadRequest
 
@@ -51,6 +53,18 @@ def run_mode(name: str) -> RunMode | None:
         case "snapshot" | "incremental" as mode:
             return mode
     raise BadRequest(f"The parameter {name} must be snapshot or incremental.")
+
+
+def moment(name: str) -> datetime | None:
+    """Return a moment, or None if it is absent."""
+    value = request.args.get(name)
+    if value is None:
+        return None
+    try:
+        return instant(value)
+    except ValueError:
+        example = "2026-11-22T08:00:00Z"
+        raise BadRequest(f"The parameter {name} must be a time such as {example}, with + written as %2B.") from None
 
 
 def plan_hash(name: str) -> str | None:
