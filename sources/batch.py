@@ -52,3 +52,10 @@ class Rejections:
             self.keys.append(dict(key))
         if len(self.problems) < KEPT_PROBLEMS:
             self.problems.append(Problem(kind="rejected", position=position, reason=reason, key=key))
+
+    def absorb(self, other: Rejections) -> None:
+        """Account for what another one accounted for."""
+        self.count += other.count
+        self.unidentified += other.unidentified
+        self.keys += other.keys
+        self.problems += other.problems[: KEPT_PROBLEMS - len(self.problems)]

@@ -63,6 +63,7 @@ class Feed:
         self._route = Route(source, first_ask(source))
         self._total = TotalCheck(source.total) if source.total else None
         self._page: Page | None = None
+        self._before: Page | None = None
 
     @property
     def records(self) -> int:
@@ -122,45 +123,69 @@ class Feed:
         self._on_end()
 
     async def _batches(self) -> AsyncGenerator[Batch, None]:
-        turn_ends = time.monotonic() + _TURN_SECONDS
-        progress_due = 0.0
         page = self._page
         while page is not None:
-            async with aclosing(page.chunks()) as chunks:
-                async for chunk in chunks:
-                    for batch in page.cut(chunk):
-                        if batch is not None:
-                            yield batch
-                        if (now := time.monotonic()) >= turn_ends:
-                            await asyncio.sleep(0)
-                            turn_ends = time.monotonic() + _TURN_SECONDS
-                        if now >= progress_due:
-                            self._tell_progress()
-                            progress_due = now + _PROGRESS_INTERVAL_SECONDS
-            page = await self._turn(page)
+            if self._route.may_be_over:
+                for batch in await self._hold(page):
+                    yield batch
+            else:
+                async with aclosing(self._read(page)) as batches:
+                    async for batch in batches:
+                        yield batch
+            page = await self._turn(page) if page is self._page else None
+        if self._total:
+            self._total.finish(self.records)
+
+    async def _read(self, page: Page) -> AsyncGenerator[Batch, None]:
+        """Yield the records of one page, and let others have their turns on the event loop."""
+        turn_ends = time.monotonic() + _TURN_SECONDS
+        progress_due = 0.0
+        async with aclosing(page.chunks()) as chunks:
+            async for chunk in chunks:
+                for batch in page.cut(chunk):
+                    if batch is not None:
+                        yield batch
+                    if (now := time.monotonic()) >= turn_ends:
+                        await asyncio.sleep(0)
+                        turn_ends = time.monotonic() + _TURN_SECONDS
+                    if now >= progress_due:
+                        self._tell_progress()
+                        progress_due = now + _PROGRESS_INTERVAL_SECONDS
+
+    async def _hold(self, page: Page) -> list[Batch]:
+        """Read a page that may be none, and only then hand on its records; go back to the page before if it is none."""
+        try:
+            held = [batch async for batch in self._read(page)]
+            is_page = page.records > 0 and not self._route.repeats(page)
+        except SourceInvalid:
+            is_page = False
+        if is_page:
+            self._rejections.absorb(page.rejections)
+            return held
+        self._page = self._before
+        self.pages -= 1
+        return []
 
     async def _turn(self, page: Page) -> Page | None:
-        """Return the page after one that was read to its end; None after the last, once totals are found right."""
+        """Return the page after one that was read to its end, None after the last."""
         if self._total and self._source.total:
             path = self._source.total.path
             self._total.note(page.headers, page.find(path) if path else None)
         ask = self._route.following(page)
         answer = await self._ask_on(ask) if ask else None
-        if answer is not None:
-            if page.has_lines:
-                self._source = replace(self._source, format="ndjson")  # a page of one line would not show it
-            return self._open(answer)
-        if self._total:
-            self._total.finish(self.records)
-        return None
+        if answer is None:
+            return None
+        if page.has_lines:
+            self._source = replace(self._source, format="ndjson")  # a page of one line would not show it
+        return self._open(answer)
 
     async def _ask_on(self, ask: Ask) -> Answer | None:
         """Return the next page's answer, None where it turns out that there is none."""
         self.pages += 1
         try:
             return await request(self._source, self._wire, ask)
-        except SourceRefused as exc:
-            if not self._route.ends_with(exc.status):
+        except (SourceRefused, SourceInvalid) as exc:
+            if not self._route.ends_with(exc):
                 raise
         self.pages -= 1
         return None
@@ -168,15 +193,15 @@ class Feed:
     def _open(self, answer: Answer) -> Page:
         self.pages = max(self.pages, 1)
         self.response_headers = answer.response.headers
-        self._page = Page(
+        page = Page(
             self._source,
             answer,
             position=self.records,
-            rejections=self._rejections,
-            may_be_blank=self._route.may_be_over,
+            rejections=Rejections() if self._route.may_be_over else self._rejections,
             account=self._account,
         )
-        return self._page
+        self._before, self._page = self._page, page
+        return page
 
     def _account(self, data: bytes) -> None:
         self.body_bytes += len(data)

@@ -130,11 +130,6 @@ class Layout:
         """Whether the records turned out to be lines."""
         return isinstance(self._document, LineCutter)
 
-    @property
-    def is_blank(self) -> bool:
-        """Whether nothing has come so far that could begin a document."""
-        return self._document is None and not self._head.strip(WHITESPACE)
-
     def find(self, path: tuple[str, ...]) -> bytes | None:
         """Return the JSON under a path beside the records, None where there is none, once `finish` was called."""
         return self._document.find(path) if isinstance(self._document, ArrayDocument) else None

@@ -29,10 +29,10 @@ class Page:
         *,
         position: int,
         rejections: Rejections,
-        may_be_blank: bool,
         account: Callable[[bytes], None],
     ) -> None:
         response = answer.response
+        self.rejections = rejections
         self._source = source
         self._answer = answer
         self._position = position
@@ -46,9 +46,9 @@ class Page:
             rejections=rejections,
             position=position,
         )
-        self._may_be_blank = may_be_blank
         self._body_digest = xxhash.xxh3_128()
         self._records_digest = xxhash.xxh3_128()
+        self._has_batches = False
 
     @property
     def ask(self) -> Ask:
@@ -73,7 +73,8 @@ class Page:
     @property
     def digests(self) -> tuple[bytes, bytes]:
         """Of its body and of its records, rejected ones not included; of a paged source alone."""
-        return self._body_digest.digest(), self._records_digest.digest()
+        body = self._body_digest.digest()
+        return body, self._records_digest.digest() if self._has_batches else body
 
     @property
     def has_lines(self) -> bool:
@@ -110,6 +111,7 @@ class Page:
         for batch in self._cut(chunk):
             if batch is not None and self._source.paging:
                 self._records_digest.update(batch.digests.tobytes())
+                self._has_batches = True
             yield batch
 
     def _cut(self, chunk: bytes | None) -> Iterator[Batch | None]:
@@ -123,5 +125,4 @@ class Page:
             return
         self._decompressor.finish()
         yield from self._layout.feed(self._transcoder.finish())
-        if not (self._may_be_blank and self._layout.is_blank):
-            yield from self._layout.finish()
+        yield from self._layout.finish()

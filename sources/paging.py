@@ -11,7 +11,7 @@ import xxhash
 from multidict import CIMultiDictProxy
 
 from definitions import CursorPaging, LinkHeaderPaging, NextUrlPaging, OffsetPaging, PageNumberPaging, Source
-from errors import SourceInvalid, SourceTooLarge
+from errors import SourceInvalid, SourceRefused, SourceTooLarge
 from sources.asking import Ask, linked, with_params
 from sources.frame import describe
 from sources.links import next_link
@@ -109,8 +109,8 @@ class Counted:
     """Pages, or the records before them, are counted.
 
     The last page is shorter than the others. A first one that is shorter than asked for proves nothing: the source may
-    serve smaller pages than it was asked for. So the next one is asked for too, and pages as long as the first are
-    taken for full ones.
+    serve smaller pages than it was asked for. So the next one is asked for too. If that is empty, no page at all, or
+    the first one again, the first one was all; otherwise pages as long as the first are taken for full ones.
     """
 
     def __init__(self, paging: PageNumberPaging | OffsetPaging) -> None:
@@ -179,12 +179,16 @@ class Route:
 
     @property
     def may_be_over(self) -> bool:
-        """Whether the next page may turn out not to exist, which then is the end; see `Counted`."""
+        """Whether the next page may turn out to be none, which then is the end; see `Counted`."""
         return isinstance(self._order, Counted) and self._order.may_be_over
 
-    def ends_with(self, status: int) -> bool:
-        """Tell whether a refusal of the next page means that there is none."""
-        return self.may_be_over and status in _BEYOND_THE_LAST
+    def ends_with(self, error: SourceRefused | SourceInvalid) -> bool:
+        """Tell whether what the next page was answered with means that there is none."""
+        return self.may_be_over and (isinstance(error, SourceInvalid) or error.status in _BEYOND_THE_LAST)
+
+    def repeats(self, page: PageRead) -> bool:
+        """Tell whether a page is the one before it."""
+        return bool(page.records and self._previous and any(map(bytes.__eq__, page.digests, self._previous)))
 
     def following(self, page: PageRead) -> Ask | None:
         """Return the request for the page after `page`, None after the last.
@@ -212,7 +216,7 @@ class Route:
         return ask
 
     def _check_progress(self, page: PageRead) -> None:
-        if page.records and self._previous and any(map(bytes.__eq__, page.digests, self._previous)):
+        if self.repeats(page):
             raise SourceInvalid(
                 "It is the same page as the one before.",
                 remedy="Nothing was written. Check paging of the source: it may not know the parameter that asks for "
