@@ -33,7 +33,7 @@ LockstepError
 ├── TooManyAttempts           somebody tried to sign in too often
 ├── GrantRefused              a request for an access token cannot be granted
 ├── CrossSiteRefused          a page of another site tried to use its visitor's rights
-├── TooManyStreams            as many event streams are open as may be
+├── TooManyStreams            as many long answers are under way as may be
 ├── NotFound                  what was asked for does not exist
 │   └── SymbolUnknown         no price has this symbol
 └── BadRequest                the request itself is malformed
@@ -133,7 +133,8 @@ class SourceInvalid(SourceError):
 
     code = "source_invalid"
     default_remedy = (
-        "Nothing was written. Look at what the URL answers; SOURCE_RECORDS and SOURCE_FORMAT say where records are."
+        "Nothing was written. Look at what the URL answers; SOURCE_RECORDS and SOURCE_FORMAT, or records and format of "
+        "the source, say where records are."
     )
 
 
@@ -148,7 +149,10 @@ class AddressRefused(SourceError):
     """The source led to an address that may not be contacted."""
 
     code = "address_refused"
-    default_remedy = "Nothing was fetched. Set ALLOW_PRIVATE=true if the source is meant to be in a private network."
+    default_remedy = (
+        "Nothing was fetched. Set ALLOW_PRIVATE=true, or allow_private of the source, if it is meant to be in a "
+        "private network."
+    )
 
 
 class SchemaConflict(SourceError):
@@ -350,7 +354,7 @@ class CrossSiteRefused(LockstepError):
 
 
 class TooManyStreams(LockstepError):
-    """As many event streams are open as may be."""
+    """As many long answers are under way as may be."""
 
     code = "too_many_streams"
     default_remedy = "Close one, or try again when one has ended; /changes in pages is answered all the same."
