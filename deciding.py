@@ -135,7 +135,7 @@ def feed_digest(source: Source) -> str:
     """Return a digest of whatever makes an answer of the source mean something else."""
     parts = (
         *(source.url, source.key, source.records, source.format, sorted(source.types.items()), source.nul_characters),
-        source.shape,
+        *(source.shape, sorted(source.params.items()), sorted(source.headers.items())),
     )
     return hashlib.blake2s(repr(parts).encode(), digest_size=16).hexdigest()
 

@@ -189,6 +189,8 @@ def test_feed_digest_covers_what_changes_the_meaning() -> None:
         replace(SOURCE, format="ndjson"),
         replace(SOURCE, types={"x": "text"}),
         replace(SOURCE, nul_characters="strip"),
+        replace(SOURCE, params={"region": "eu"}),
+        replace(SOURCE, headers={"Accept-Language": "en"}),
     ]
     assert len({feed_digest(source) for source in (SOURCE, *others)}) == 1 + len(others)
     assert feed_digest(replace(SOURCE, max_delete_rows=1, attempts=9, name="other")) == feed_digest(SOURCE)
