@@ -1,0 +1,297 @@
+"""The routes for tables, their rows and single rows, over HTTP; and streams that end badly."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+import re
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from yarl import URL
+
+from app import create_app
+from config import load_settings
+from tests.codebase import ROOT
+from tests.postgres import execute
+from tests.service import Feed, get, serve_feed, served
+from web.exports import Export, StreamCut
+from web.formats import Format
+
+PADDING = 400
+MANY = 150_000
+"""Rows of about so many bytes: far more than what a stream may keep in memory."""
+MOST_GROWTH = 25 * 2**20
+
+
+@pytest.fixture
+async def feed_of_service() -> AsyncIterator[Feed]:
+    """Serve a feed for the running service."""
+    async with serve_feed() as feed:
+        yield feed
+
+
+@asynccontextmanager
+async def serving(feed: Feed, database_url: str, **options: Any) -> AsyncIterator[aiohttp.ClientSession]:
+    """Serve a mirror of a feed."""
+    settings = load_settings(
+        source_url=feed.url, database_url=database_url, settle_seconds=0, source_attempts=1, db_max_pool=4, **options
+    )
+    async with served(create_app(settings)) as session:
+        yield session
+
+
+@pytest.fixture
+async def client(
+    feed_of_service: Feed, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[aiohttp.ClientSession]:
+    """Call a running service."""
+    monkeypatch.chdir(tmp_path)
+    async with serving(feed_of_service, database_url) as session:
+        yield session
+
+
+async def ask(client: aiohttp.ClientSession, path: str, **headers: str) -> tuple[int, str, Any]:
+    """Ask for a path as it is spelled; return status, body and headers."""
+    async with client.get(URL(path, encoded=True), headers=headers) as response:
+        return response.status, await response.text(), response.headers
+
+
+async def test_tables_tell_what_they_are(client: aiohttp.ClientSession) -> None:
+    """Every mirror is listed with its sources, columns and counts, before its first run and after it."""
+    _, before = await get(client, "/tables")
+    assert [(table["name"], table["columns"], table["live_rows"], table["last_run"]) for table in before["tables"]] == [
+        ("public.my_data", [], 0, None)
+    ]
+    assert (await get(client, "/tables/my_data"))[0] == 404
+    await get(client, "/sync_data")
+    _, after = await get(client, "/tables")
+    (table,) = after["tables"]
+    assert (table["schema"], table["table"], table["sources"]) == ("public", "my_data", ["my_data"])
+    assert table["columns"] == [
+        {"name": "id", "type": "bigint", "field": "id", "key": True},
+        {"name": "name", "type": "text", "field": "name", "key": False},
+    ]
+    assert (table["live_rows"], table["last_run"]["status"]) == (40, "succeeded")
+
+
+async def test_pages_lead_to_each_other(client: aiohttp.ClientSession) -> None:
+    """Each page names the next one, in its body and in a header that any client follows."""
+    await get(client, "/sync_data")
+    path, found = "/tables/public.my_data?limit=15&id=lt.38&select=id&or=(name.eq.n3,id.gte.0)", []
+    for _ in range(3):
+        async with client.get(path) as response:
+            body = await response.json()
+            found += [row["id"] for row in body["rows"]]
+            link = response.links.get("next")
+            assert (link is None) == (body["next"] is None)
+            path = str(link["url"]) if link else ""
+    assert (found, path, body["table"]) == (list(range(38)), "", "public.my_data")
+    for wrong in ("?limit=10001", "?offset=5", "?nmae=eq.1", "?limit=1&limit=2", "?raw=2", "?format=xml"):
+        status, problem = await get(client, "/tables/my_data" + wrong)
+        assert (status, problem["code"]) == (400, "bad_request"), wrong
+    assert (await get(client, "/tables/mydata"))[1]["remedy"] == "Did you mean my_data or public.my_data?"
+
+
+HARD_CELLS = [
+    "=1+1",
+    "+1",
+    "-x",
+    "@a",
+    "\tx",
+    "\rx",
+    'q"q',
+    "a,b",
+    "two\r\nlines",
+    "",
+    "'=x",
+    "ä ☃",
+    "\\.",
+    None,
+    " x ",
+]
+
+
+async def test_formats_hold_the_same(client: aiohttp.ClientSession, feed_of_service: Feed) -> None:
+    """JSON, NDJSON and CSV hold the same rows, in whatever way they are asked for."""
+    feed_of_service.records = [{"id": n, "t": cell, "n": -n, "j": {"a": cell}} for n, cell in enumerate(HARD_CELLS)]
+    await get(client, "/sync_data")
+    status, text, headers = await ask(client, "/tables/my_data")
+    rows = json.loads(text)["rows"]
+    assert (status, headers["Content-Type"], [row["t"] for row in rows]) == (200, "application/json", HARD_CELLS)
+    for path, accept in (("?format=ndjson", "*/*"), ("", "application/x-ndjson"), ("?limit=100", "application/jsonl")):
+        _, lines, headers = await ask(client, "/tables/my_data" + path, Accept=accept)
+        assert [json.loads(line) for line in lines.splitlines()] == rows
+        assert headers["Content-Type"] == "application/x-ndjson"
+    for path in ("?format=csv&raw=1", "?format=csv&raw=1&limit=100"):
+        _, text, headers = await ask(client, "/tables/my_data" + path)
+        read = list(csv.DictReader(io.StringIO(text, newline="")))
+        assert [row["t"] for row in read] == [cell or "" for cell in HARD_CELLS]
+        assert [json.loads(row["j"]) for row in read] == [row["j"] for row in rows]
+        assert headers["Content-Type"].startswith("text/csv; charset=utf-8")
+    _, text, _ = await ask(client, "/tables/my_data?select=t,n", Accept="text/csv;q=0.9, text/html")
+    cells = [row["t"] for row in csv.DictReader(io.StringIO(text, newline=""))]
+    assert cells == [f"'{cell}" if cell and cell[0] in "=+-@\t\r" else cell or "" for cell in HARD_CELLS]
+    written = text.split("\r\n")
+    assert (written[0], written[2], written[-3], written[-1]) == ("t,n", "'+1,-1", ",-13", "")
+    assert '"",-9' in written
+    assert (await ask(client, "/tables/my_data", Accept="image/png"))[0] == 406
+
+
+async def test_what_has_not_changed_is_not_given_again(
+    client: aiohttp.ClientSession, feed_of_service: Feed, database_url: str
+) -> None:
+    """An answer has a tag, which holds for it alone and until a row may have changed, by whomever."""
+    await get(client, "/sync_data")
+    for path in ("/tables/my_data", "/tables/my_data?format=csv", "/tables/my_data/rows/3"):
+        _, _, headers = await ask(client, path)
+        tag = headers["ETag"]
+        assert (headers["Cache-Control"], headers["Vary"]) == ("no-cache", "Accept, Authorization")
+        status, body, headers = await ask(client, path, **{"If-None-Match": f'"x", {tag}'})
+        assert (status, body, headers["ETag"]) == (304, "", tag)
+        other = f"{path}{'&' if '?' in path else '?'}select=name"
+        assert (await ask(client, other, **{"If-None-Match": tag}))[0] == 200
+        await execute(database_url, "UPDATE my_data SET name = 'edited' WHERE id = 3")
+        assert (await ask(client, path, **{"If-None-Match": tag}))[0] == 200
+        await get(client, "/sync_data")
+        assert (await ask(client, path, **{"If-None-Match": tag}))[0] == 200
+    async with client.head("/tables/my_data?format=ndjson") as response:
+        assert (response.status, "ETag" in response.headers, await response.read()) == (200, True, b"")
+
+
+async def test_one_row(client: aiohttp.ClientSession, feed_of_service: Feed) -> None:
+    """A row is found by its key, now and as it was; one that is not there tells of those that are near."""
+    await get(client, "/sync_data")
+    assert await get(client, "/tables/my_data/rows/3") == (200, {"id": 3, "name": "n3"})
+    feed_of_service.records = feed_of_service.records[4:]
+    await get(client, "/sync_data")
+    status, problem = await get(client, "/tables/my_data/rows/3")
+    assert (status, problem["remedy"]) == (404, "Add deleted=include to see it.")
+    assert set((await get(client, "/tables/my_data/rows/3?deleted=include"))[1]) == {"id", "name", "_sync_deleted_at"}
+    assert (await get(client, "/tables/my_data/rows/3?as_of=1&select=n:name"))[1] == {"n": "n3"}
+    assert (await get(client, "/tables/my_data/rows/50?as_of=1"))[0] == 404
+    status, problem = await get(client, "/tables/my_data/rows/40")
+    assert (status, problem["remedy"]) == (404, "Near it are '39', '38'.")
+    _, text, _ = await ask(client, "/tables/my_data/rows/5?format=csv")
+    assert text == "id,name\r\n5,n5\r\n"
+    for path in ("x", "1,2", "%ff", "1%00", "99999999999999999999", "1;DROP", "..%2f..%2fx"):
+        assert (await ask(client, f"/tables/my_data/rows/{path}"))[0] == 404, path
+
+
+async def test_keys_that_look_like_routes(client: aiohttp.ClientSession, feed_of_service: Feed) -> None:
+    """A key may hold slashes and commas, and end like the route to the history does."""
+    feed_of_service.records = [{"id": "a/history", "name": "x"}, {"id": "a//,b", "name": "y"}]
+    await get(client, "/sync_data")
+    for key, name in (("a%2Fhistory", "x"), ("a%2F%2F%2Cb", "y")):
+        _, text, _ = await ask(client, f"/tables/my_data/rows/{key}")
+        assert json.loads(text)["name"] == name
+    _, text, _ = await ask(client, "/tables/my_data/rows/a%2Fhistory/history")
+    assert json.loads(text)["key"] == {"id": "a/history"}
+
+
+def resident() -> int:
+    """Return how many bytes this process has in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+async def test_long_streams(client: aiohttp.ClientSession, database_url: str) -> None:
+    """All rows are streamed in constant memory; a stream that fails is cut, and others wait for a place."""
+    await get(client, "/sync_data")
+    await execute(
+        database_url,
+        f"INSERT INTO my_data (id, name) SELECT n, repeat('x', {PADDING}) FROM generate_series(40, {MANY - 1}) n",
+    )
+    before, most, count = resident(), 0, 0
+    async with client.get("/tables/my_data?format=ndjson&order=id.desc") as response:
+        async for chunk in response.content.iter_any():
+            count += chunk.count(b"\n")
+            most = max(most, resident() - before)
+    assert count == MANY
+    assert most < MOST_GROWTH
+    async with client.get("/tables/my_data?format=csv") as one, client.get("/tables/my_data?format=csv") as other:
+        status, problem = await get(client, "/tables/my_data?format=csv")
+        assert (status, problem["code"]) == (503, "too_many_streams")
+        assert (await get(client, "/tables/my_data?limit=1"))[0] == 200
+        assert await one.content.readexactly(1000)
+        await execute(
+            database_url,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE xact_start IS NOT NULL"
+            " AND datname = current_database() AND pid <> pg_backend_pid()",
+        )
+        for response in (one, other):
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await response.read()
+    async with client.get("/tables/my_data?format=csv&id=lt.9") as response:
+        assert len((await response.text()).splitlines()) == 10
+
+
+async def test_http_1_0_gets_pages_alone(client: aiohttp.ClientSession) -> None:
+    """Where the end of a stream could not be told from a cut, it is refused; pages are not."""
+    await get(client, "/sync_data")
+    for path, status in (("/tables/my_data?format=csv", b"400"), ("/tables/my_data?format=csv&limit=5", b"200")):
+        url = client._base_url
+        assert url is not None
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(f"GET {path} HTTP/1.0\r\nHost: {url.host}\r\n\r\n".encode())
+        assert (await reader.readline()).split()[1] == status
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_slow_client_loses_its_stream() -> None:
+    """Rows wait for a client for so long only; the database is let go then, and the client finds its answer cut."""
+    let_go = asyncio.Event()
+
+    async def chunks() -> AsyncGenerator[bytes, None]:
+        try:
+            while True:
+                yield b"x"
+        finally:
+            let_go.set()
+
+    export = Export(chunks(), stall_seconds=0.05)
+    await export.begin()
+    await let_go.wait()
+    with pytest.raises(StreamCut):
+        async for _ in export:
+            pass
+    await export.aclose()
+
+
+def test_json_stays_on_its_line() -> None:
+    """Line breaks that a column of the type json has kept do not end a line of NDJSON."""
+    assert Format(name="ndjson").lines([['{"a":{"b":\r\n1}}']], [False]) == b'{"a":{"b":  1}}\n'
+
+
+EXAMPLE = re.compile(r"^\$ curl '?http://127\.0\.0\.1:5001([^'\n]*)'?\n(.*?)(?=\n\$ |\n```)", re.MULTILINE | re.DOTALL)
+OF_THE_DAY = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d+Z")
+
+
+async def test_the_guide_shows_what_is_answered(
+    feed_of_service: Feed, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The examples for tables are what the service answers, but for moments."""
+    guide = (ROOT / "docs" / "api.md").read_text(encoding="utf-8").partition("\n## Tables\n")[2].partition("\n## ")[0]
+    names = ["Chair", "Lamp", "Desk", "=cmd()", "Oak table", "Rug, round"]
+    prices, stocks = [1.25, 19.5, 8, 2.25, 250, 0.5], [3, 0, 7, None, 1, 12]
+    everything = [
+        {"sku": f"A-00{n}", "name": name, "price": price, "stock": stock, "data": {"colour": "red"} if n == 1 else None}
+        for n, (name, price, stock) in enumerate(zip(names, prices, stocks, strict=True), 1)
+    ]
+    examples = EXAMPLE.findall(guide)
+    shown = [(path, told) for path, told in examples if not path.endswith("/history")]
+    assert len(shown) == 7
+    monkeypatch.chdir(tmp_path)
+    async with serving(feed_of_service, database_url, table_name="products", source_key="sku") as client:
+        for records in (everything[:5], [everything[0] | {"price": 1.5}, everything[1], *everything[3:]]):
+            feed_of_service.records = records
+            assert (await get(client, "/sync_data"))[0] == 200
+        answers = [(told, (await ask(client, path))[1]) for path, told in shown]
+    for told, text in answers:
+        assert OF_THE_DAY.sub("", text.replace("\r\n", "\n").strip()) == OF_THE_DAY.sub("", told.strip())
