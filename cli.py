@@ -20,6 +20,7 @@ from sqlalchemy.engine import make_url
 import app
 import sync as engine
 from cli_access import token, user
+from cli_add import add
 from cli_sources import check
 from cli_support import (
     DIFFERENT,
@@ -272,7 +273,7 @@ def _progress_bar() -> Iterator[OnProgress]:
         yield advance
 
 
-for command in (check, undo, pause, resume, user, token):
+for command in (add, check, undo, pause, resume, user, token):
     cli.add_command(command)
 
 if __name__ == "__main__":

@@ -37,11 +37,11 @@ async def done(message: str) -> int:
     return DONE
 
 
-def reporting(work: Callable[[Settings], int]) -> int:
+def reporting(work: Callable[[Settings], int], *, load: Callable[[], Settings] = load_settings) -> int:
     """Do `work` with the settings, and say what went wrong in words; the log has the traceback."""
     telemetry.setup_logging(log_file=None)  # until the settings are known; structlog's own set-up shows local variables
     try:
-        return work(load_settings())
+        return work(load())
     except SettingError as exc:
         show_error(exc)
         return WRONG

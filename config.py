@@ -6,6 +6,7 @@ import ipaddress
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
@@ -244,16 +245,24 @@ class Settings(BaseSettings):
     @cached_property
     def file(self) -> SourcesFile | None:
         """What the sources file says, if there is one; SourcesFileWrong names all of its mistakes."""
-        path = self.sources_file or Path(USUAL_NAME)
-        if self.sources_file is None and not path.exists():
+        if self.sources_file is None and not self.sources_path.exists():
             return None
+        return self.read_sources(self.sources_path)
+
+    @property
+    def sources_path(self) -> Path:
+        """Where the sources file is, or would be."""
+        return self.sources_file or Path(USUAL_NAME)
+
+    def read_sources(self, path: Path, more_variables: Mapping[str, str] = EMPTY) -> SourcesFile:
+        """Return what a sources file would say in place of the present one; SourcesFileWrong names its mistakes."""
         own = self.source()
         return read_sources_file(
             path,
             otherwise=replace(
                 own, key=("id",), records=(), format="auto", types=EMPTY, allow_private=self.allow_private
             ),
-            variables=_variables(),
+            variables={**_variables(), **more_variables},
             first=None if self.source_url is None else own,
         )
 
@@ -309,17 +318,21 @@ class Settings(BaseSettings):
 
 def load_settings(**given: Any) -> Settings:
     """Read the settings; `given` wins over the environment. SettingError names all that are wrong, never a value."""
+    settings = load_environment(**given)
+    _ = settings.file  # read once, at the start, with all that is wrong in it
+    return settings
+
+
+def load_environment(**given: Any) -> Settings:
+    """Read the settings as `load_settings` does, but not the sources file."""
     try:
-        settings = Settings(**given)
-        _ = settings.file  # read once, at the start, with all that is wrong in it
+        return Settings(**given)
     except ValidationError as exc:
         raise SettingError("; ".join(_explain(error) for error in exc.errors(include_input=False)) + ".") from None
     except SettingsError as exc:
         raise SettingError(f"A setting cannot be read: {exc}.") from None
     except (OSError, UnicodeDecodeError) as exc:
         raise SettingError(f".env cannot be read ({type(exc).__name__}).") from None
-    else:
-        return settings
 
 
 def _variables() -> dict[str, str]:

@@ -51,9 +51,13 @@ MAY_IMPORT = {
     "app": f"{WORDS} access config store sources sync undoing web",
     "cli_support": f"{WORDS} config store web app",
     "cli_access": f"{WORDS} config access store web cli_support",
+    "samples": "errors",
+    "proposing": "definitions columns samples",
+    "source_writing": "errors definitions proposing source_values source_variables",
+    "cli_add": f"{WORDS} config sources samples proposing source_writing web app cli_support",
     "cli_sources": f"{WORDS} config projection sources web app cli_support",
     "cli_undo": f"{WORDS} config store undoing app cli_support",
-    "cli": f"{WORDS} config store sources sync undoing web app cli_support cli_access cli_sources cli_undo",
+    "cli": f"{WORDS} config store sources sync undoing web app cli_support cli_access cli_add cli_sources cli_undo",
 }
 
 # Libraries that only some units may know.
@@ -62,7 +66,7 @@ CONFINED = {
     "quart": "web app cli_support",
     "hypercorn": "web app",
     "asyncpg": "store fast_rows",
-    "click": "cli cli_support cli_access cli_sources cli_undo",
+    "click": "cli cli_support cli_access cli_add cli_sources cli_undo",
     "joserfc": "web",
     "argon2": "web",
 }
