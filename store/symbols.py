@@ -21,9 +21,11 @@ PRICE = "price"
 RECENT = 100_000
 """Entries of the journal among which a symbol is looked for one by one, before its index is asked about older ones.
 
-The index tells of every few thousand entries which keys are among them. A symbol that changes all the time is among all
-of them, so it is found sooner without; one that hardly ever does is found by the index alone.
+The index tells of every thousand entries or two which keys are among them. A symbol that changes all the time is among
+all of them, so it is found sooner without; one that hardly ever does is found by the index alone.
 """
+OFTEN = 20
+"""Changes among the recent entries from which on a symbol is one that changes all the time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,12 +107,14 @@ async def select_price_changes(
         low, high = await _select_span(session, mirror_name(source), since, until)
         high = high if before is None else min(high, before - 1)
         query = _changes_query(source, symbol)
-        found: list[PriceChange] = []
-        for first, last, by_index in ((high - RECENT + 1, high, False), (low, high - RECENT, True)):
-            if len(found) < limit and last >= low:
-                await session.execute(_prefer(index=by_index))
-                span = query.where(ChangeRow.seq.between(max(first, low), last)).limit(limit - len(found))
-                found += [PriceChange(**row._mapping) for row in await session.execute(span)]
+        found = await _select_between(session, query.limit(limit), max(high - RECENT + 1, low), high, by_index=False)
+        high -= RECENT
+        if len(found) >= OFTEN:
+            expected = 2 * RECENT // len(found) * (limit - len(found))
+            query_on = query.limit(limit - len(found))
+            found += await _select_between(session, query_on, max(high - expected + 1, low), high, by_index=False)
+            high -= expected
+        found += await _select_between(session, query.limit(limit - len(found)), low, high, by_index=True)
     return found
 
 
@@ -126,6 +130,15 @@ def _changes_query(source: Source, symbol: str) -> sa.Select[Any]:
         pair[1].astext.label("new"),
         maintain_column_froms=True,
     )
+
+
+async def _select_between(
+    session: AsyncSession, query: sa.Select[Any], low: int, high: int, *, by_index: bool
+) -> list[PriceChange]:
+    if low > high:
+        return []
+    await session.execute(_prefer(index=by_index))
+    return [PriceChange(**row._mapping) for row in await session.execute(query.where(ChangeRow.seq.between(low, high)))]
 
 
 def _prefer(*, index: bool) -> sa.Select[Any]:

@@ -188,7 +188,8 @@ async def test_words_of_the_routes_are_symbols_where_symbols_stand(rates: Rates)
 
 async def test_history_in_pages(rates: Rates, monkeypatch: pytest.MonkeyPatch) -> None:
     """A symbol's changes come newest first, page by page, each once, wherever in the journal they lie."""
-    monkeypatch.setattr(symbols, "RECENT", 30)  # so that both ways of looking are taken
+    monkeypatch.setattr(symbols, "RECENT", 30)  # so that all ways of looking are taken
+    monkeypatch.setattr(symbols, "OFTEN", 1)
     await rates.sync()
     values = [PRICE_OF_BTC]
     for number in range(5):
