@@ -1,7 +1,7 @@
 """How often a source may be asked: a limit that holds in any stretch of time, over everything the process asks of it.
 
-A leaky bucket, as aiolimiter has it, lets almost twice the limit through in the first stretch (19 requests where 10 a
-second were allowed) and belongs to one event loop. Who counts our requests in a sliding window would turn us away.
+A leaky bucket, as aiolimiter has it, lets ten through at once where ten a second are allowed, and then one every tenth
+of a second: nineteen in the first. A source that counts in a sliding window would turn us away.
 """
 
 from __future__ import annotations
