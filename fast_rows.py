@@ -97,7 +97,7 @@ class FastWay:
         decoder: msgspec.json.Decoder[list[Any]],
         columns: int,
         nulls: int,
-        raw: Mapping[int, Callable[[str], Any] | None],
+        raw: Mapping[int, Callable[[Sequence[str | None]], list[Any]] | None],
         checks: Mapping[int, Callable[[Sequence[Any], bytes], None]],
         raw_keys: Sequence[int],
     ) -> None:
@@ -122,7 +122,7 @@ class FastWay:
         `typed` are the column types that msgspec decodes; those of other types travel as raw text.
         """
         fields: list[tuple[str, Any, Any] | tuple[str, Any]] = []
-        raw: dict[int, Callable[[str], Any] | None] = {}
+        raw: dict[int, Callable[[Sequence[str | None]], list[Any]] | None] = {}
         for place, (column, fit) in enumerate(zip(columns, fits, strict=True)):
             is_key = column.field in key
             kind = Raw if is_key and column.sql_type not in KEY_TYPES else typed.get(column.sql_type, Raw)
@@ -158,7 +158,7 @@ class FastWay:
             columns[place], nested = _texts(columns[place], missing[place])
             names += nested
             if convert is not None:
-                columns[place] = [convert(text) if text is not None else None for text in columns[place]]
+                columns[place] = convert(columns[place])
             missing[place] = 0
         if count_names(frame.payload) != names or any(None in columns[place] for place in self._raw_keys):
             return None
@@ -230,8 +230,8 @@ def _texts(raws: Sequence[Any], missing: int) -> tuple[list[Any], int]:
     return list(texts), names
 
 
-def _converter(fit: Fit, *, is_key: bool) -> Callable[[str], Any]:
-    """Return what turns the text of a single value into the column's; it raises ValueError where that is no fit."""
+def _converter(fit: Fit, *, is_key: bool) -> Callable[[Sequence[str | None]], list[Any]]:
+    """Return what turns the texts of single values into the column's; it raises ValueError where one is no fit."""
     convert = fit.convert
 
     def from_text(text: str) -> Any:
@@ -240,7 +240,11 @@ def _converter(fit: Fit, *, is_key: bool) -> Callable[[str], Any]:
             raise ValueError("not a key")
         return convert(value, text)
 
-    return from_text
+    def from_texts(texts: Sequence[str | None]) -> list[Any]:
+        at_once = fit.convert_all(texts) if fit.convert_all else None
+        return at_once or [from_text(text) if text is not None else None for text in texts]
+
+    return from_texts
 
 
 def uuids(digests: bytes) -> list[UUID]:

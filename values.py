@@ -6,7 +6,7 @@ The parsed form is the one of `records.parse`: numbers are int or Decimal, so no
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -55,6 +55,8 @@ ENDS_OF_THE_CALENDAR = (date.min, date.max, datetime.min, datetime.max)  # noqa:
 FRACTION = re.compile(r"\.(\d+)")
 JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 """How JSON spells a number (RFC 8259, section 6)."""
+SHORT_NUMBERS_AS_TEXT = re.compile(r'(?:"-?(?:0|[1-9][0-9]{0,99})(?:\.[0-9]{1,99})?"(?:,|\Z))+')
+"""JSON texts, with commas between them, each of which spells a number that numeric is sure to hold."""
 
 
 class Misfit(ValueError):
@@ -67,6 +69,8 @@ class Fit:
 
     convert: Converter
     staged_as: str
+    convert_all: Callable[[Sequence[str | None]], list[Decimal] | None] | None = None
+    """Converts the JSON texts of many values at once, or returns None where each has to be looked at."""
     by_cast: bool = False
     """The type is not one of those known here: values travel as text, and PostgreSQL's own input decides."""
 
@@ -81,7 +85,8 @@ def fit_for(sql_type: str, *, numbers_as_text: bool = False) -> Fit:
     if convert is None:
         return Fit(convert=_literal, staged_as=TEXT, by_cast=True)
     if numbers_as_text and match and match["base"] == NUMERIC and not match["array"]:
-        return Fit(convert=_spelled_out(convert), staged_as=sql_type)
+        convert_all = None if match["first"] else _all_spelled_out
+        return Fit(convert=_spelled_out(convert), staged_as=sql_type, convert_all=convert_all)
     return Fit(convert=_each(convert) if match and match["array"] else convert, staged_as=sql_type)
 
 
@@ -174,6 +179,14 @@ def _spelled_out(convert: Converter) -> Converter:
         return convert(number, text)
 
     return convert_either
+
+
+def _all_spelled_out(texts: Sequence[str | None]) -> list[Decimal] | None:
+    present = [text for text in texts if text is not None]
+    joined = ",".join(present)
+    if len(present) < len(texts) or not SHORT_NUMBERS_AS_TEXT.fullmatch(joined):
+        return None
+    return [Decimal(number) for number in joined.replace('"', "").split(",")]
 
 
 def _text(value: Any, _text: str) -> str:
