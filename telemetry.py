@@ -286,4 +286,6 @@ def _log_uncaught_in_thread(arguments: threading.ExceptHookArgs) -> None:
 
 
 def _log_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    get_logger(__name__).error(UNCAUGHT_ERROR, reason=context.get("message"), exc_info=context.get("exception"))
+    error = context.get("exception")
+    if not isinstance(error, asyncio.CancelledError):  # what was cancelled at the end of the process is no defect
+        get_logger(__name__).error(UNCAUGHT_ERROR, reason=context.get("message"), exc_info=error)

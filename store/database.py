@@ -108,6 +108,17 @@ class Database:
         except (SQLAlchemyError, asyncpg.PostgresError, *BROKEN) as error:
             raise translate(error) from error
 
+    @asynccontextmanager
+    async def own_connection(self) -> AsyncIterator[Any]:
+        """Open the driver's connection outside of the pool, and of a transaction, for one that listens."""
+        try:
+            async with self.engine.connect() as connection:
+                own = (await connection.get_raw_connection()).driver_connection
+                await connection.run_sync(sa.Connection.detach)
+                yield own
+        except (SQLAlchemyError, asyncpg.PostgresError, *BROKEN) as error:
+            raise translate(error) from error
+
     async def ping(self) -> None:
         """Raise DatabaseError unless the database answers."""
         async with self.transaction() as session:

@@ -8,7 +8,7 @@ or the secret key itself, which may do everything.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -20,7 +20,7 @@ from errors import NotAuthorized, ScopeMissing
 from store.access import select_user_by_id, use_token
 from web.access_tokens import AccessTokens, derive_key
 from web.cross_site import refuse_other_names, refuse_other_sites
-from web.service import current_service
+from web.service import Service, current_service
 
 OPEN_ENDPOINTS = frozenset(
     {"hello_world", "health.live", "health.ready", "sample.serve_catalogue", "sign_in.issue_token"}
@@ -82,30 +82,50 @@ def guard(app: Quart, *, keys: Keys | None, is_loopback: Callable[[str], bool]) 
             return
         if request.endpoint not in OPEN_ENDPOINTS or request.method == "POST":
             refuse_other_sites(request)
+        g.keys = keys
         if request.endpoint in OPEN_ENDPOINTS:
             return
         if keys is None:
             refuse_other_names(request, is_loopback)
             g.caller = THIS_MACHINE
             return
-        g.caller = await identify(keys)
+        g.caller = await identify(keys, _bearer(), current_service())
         telemetry.bind(caller=g.caller.name)
         require(NEEDED_SCOPES.get(request.endpoint or "", "admin"))
 
 
 def require(scope: Scope) -> None:
     """Raise ScopeMissing unless the caller of the current request may do what needs `scope`."""
-    caller: Caller = g.caller
+    _demand(g.caller, scope)
+
+
+def confirmation(scope: Scope) -> Callable[[], Awaitable[None]]:
+    """Return what raises NotAuthorized or ScopeMissing once the caller may not do any more what needs `scope`.
+
+    For answers that last, and may outlive the rights of whoever asked.
+    """
+    keys: Keys | None = g.keys
+    service = current_service()
+    token = _bearer() if keys else ""
+
+    async def confirm() -> None:
+        if keys is not None:
+            _demand(await identify(keys, token, service), scope)
+
+    return confirm
+
+
+def _demand(caller: Caller, scope: Scope) -> None:
     if not caller.may(scope):
         raise ScopeMissing(f"This needs the scope {scope}.", scope=scope)
 
 
-async def identify(keys: Keys) -> Caller:
-    """Return the caller of the current request; raise NotAuthorized if it does not prove who it is."""
-    token = _bearer()
+async def identify(keys: Keys, token: str, service: Service) -> Caller:
+    """Return whose token it is; raise NotAuthorized if it proves nothing."""
     if hmac.compare_digest(_digest(token.encode("latin-1", "replace")), keys.digest):
         return SECRET_KEY_HOLDER
-    found = await (_holder(token) if token.startswith(TOKEN_PREFIX) else _signed_in(keys.tokens, token))
+    holder = _holder(token, service) if token.startswith(TOKEN_PREFIX) else _signed_in(keys.tokens, token, service)
+    found = await holder
     if found is None:
         raise NotAuthorized("The token is not valid, or not valid any more.", token_given=True)
     return found
@@ -120,15 +140,15 @@ def _bearer() -> str:
     return token.strip()
 
 
-async def _holder(token: str) -> Caller | None:
-    known = await use_token(current_service().database, token)
+async def _holder(token: str, service: Service) -> Caller | None:
+    known = await use_token(service.database, token)
     return Caller(name=f"token {known.id}", scopes=known.scopes) if known else None
 
 
-async def _signed_in(tokens: AccessTokens, token: str) -> Caller | None:
+async def _signed_in(tokens: AccessTokens, token: str, service: Service) -> Caller | None:
     """Return the user, who must still be there, and may do no more than the token says and the user still may."""
     user_id, scopes = tokens.read(token)
-    user = await select_user_by_id(current_service().database, user_id)
+    user = await select_user_by_id(service.database, user_id)
     if user is None:
         return None
     allowed = Caller(name=user.name, scopes=user.scopes)

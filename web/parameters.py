@@ -37,11 +37,14 @@ def flag(name: str) -> bool:
 def whole_number(name: str, *, lowest: int = 1, highest: int = LARGEST_ID) -> int | None:
     """Return a whole number between `lowest` and `highest`, or None if it is absent."""
     value = request.args.get(name)
-    if value is None:
-        return None
+    return None if value is None else number(value, f"The parameter {name}", lowest=lowest, highest=highest)
+
+
+def number(value: str, what: str, *, lowest: int = 1, highest: int = LARGEST_ID) -> int:
+    """Return a whole number that was sent as text; `what` begins the refusal."""
     # Digits of other scripts and numbers of many digits are refused before int() would take them, or its time.
     if not re.fullmatch(r"[0-9]{1,19}", value) or not lowest <= int(value) <= highest:
-        raise BadRequest(f"The parameter {name} must be a whole number from {lowest} to {highest}.")
+        raise BadRequest(f"{what} must be a whole number from {lowest} to {highest}.")
     return int(value)
 
 

@@ -20,6 +20,7 @@ from store.database import Database
 from store.migrations import upgrade
 from store.runs import reap_stale_runs, select_run
 from undoing import select_source_of_run, undo_run
+from web.streams import Streams
 
 WAIT_SECONDS = 1.0
 """Between two attempts to reach a database that is away."""
@@ -79,6 +80,7 @@ class Service:
     ) -> None:
         """Make a service; `look_at` gives what to fetch of a source so that fetching does not move it on."""
         self.sources = sources
+        self.streams = Streams()
         self._look_at = look_at
         self._server = server
         self._connect = connect
@@ -186,8 +188,9 @@ class Service:
             await asyncio.wait_for(self._stopping.wait(), self._settle_seconds)
 
     async def stop_runs(self) -> None:
-        """Accept no further run, cancel those under way and wait until they have recorded it."""
+        """Accept no further run, end the event streams, cancel the runs and wait until they have recorded it."""
         self._stopping.set()
+        self.streams.end()
         for task in self._runs:
             task.cancel()
         if self._runs:

@@ -23,6 +23,7 @@ from web.service import Service
 BACKLOG = 256
 CONNECTIONS_END_SECONDS = 10.0
 """How long answers under way may take once the service stops; hypercorn alone might wait for ever."""
+CANCELLED_END_SECONDS = 1.0
 WORKERS_END_SECONDS = 40.0
 RESTART_SECONDS = 1.0
 
@@ -139,11 +140,15 @@ async def _serve_until(
     await asyncio.wait({serving, deadline}, return_when=asyncio.FIRST_COMPLETED)
     deadline.cancel()
     await asyncio.wait({serving}, timeout=CONNECTIONS_END_SECONDS)
-    if not serving.done():
-        serving.cancel()
-        await asyncio.wait({serving})
-    if not serving.cancelled():
+    if serving.done():
         serving.result()
+        return
+    serving.cancel()
+    await asyncio.wait({serving}, timeout=CANCELLED_END_SECONDS)
+    # Connections whose callers take nothing are left to the end of the event loop; over these hypercorn trips.
+    if serving.done():
+        with suppress(asyncio.CancelledError, asyncio.InvalidStateError):
+            serving.result()
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,22 @@ CLOCK_LIBRARIES = ("/usr/lib", "/usr/local/lib")
 
 @asynccontextmanager
 async def service_process(
-    *, source_url: str, database_url: str, home: Path, ready: bool = True, settings: Mapping[str, str] | None = None
+    *,
+    source_url: str,
+    database_url: str,
+    home: Path,
+    ready: bool = True,
+    settings: Mapping[str, str] | None = None,
+    program: Sequence[str] = (str(HOUSE / "app.py"),),
 ) -> AsyncIterator[tuple[Running, aiohttp.ClientSession]]:
-    """Run `python app.py` on a free port; yield it and a client for it."""
+    """Run `python app.py`, or another program of Python, on a free port; yield it and a client for it."""
     home.mkdir(exist_ok=True)
     port = free_port()
     usual = {"SOURCE_URL": source_url, "DATABASE_URL": database_url, "PORT": str(port), "SETTLE_SECONDS": "0"}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, HOUSE / "app.py",
-        cwd=home, env={**os.environ, **usual, **(settings or {})}, stderr=asyncio.subprocess.PIPE,
+        sys.executable, *program,
+        cwd=home, env={**os.environ, "PYTHONPATH": str(HOUSE), **usual, **(settings or {})},
+        stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     running = Running(process, f"http://127.0.0.1:{port}")
     listening: asyncio.Task[None] | None = None
