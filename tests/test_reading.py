@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from sqlalchemy.dialects.postgresql import asyncpg
@@ -83,6 +86,27 @@ async def test_what_cannot_be_asked_says_why(engine: Engine) -> None:
         with pytest.raises((BadRequest, NotFound)) as caught:
             await rows(engine, parameters)
         assert told in str(caught.value), parameters
+
+
+async def test_cursors_are_not_trusted(engine: Engine) -> None:
+    """A cursor that was made up is refused, and whatever it holds is taken for a value."""
+    await engine.sync([{"id": number, "name": "a"} for number in range(3)])
+    _, cursor = await page(engine, asked("order=name"), limit=1)
+    digest = json.loads(base64.urlsafe_b64decode(f"{cursor}=="))[0]
+    made_up: list[list[Any]] = [
+        [], [digest], [digest, "a"], [digest, "a", "1", "2"], [digest, "a", 1], [digest, "a", "1; DROP TABLE my_data"],
+        [digest, "a", "\0"], [digest, "a", "\ud800"], ["0", "a", "1"],
+    ]  # fmt: skip
+    for values in made_up:
+        content = json.dumps(values).encode()
+        with pytest.raises(BadRequest):
+            await rows(engine, f"order=name&after={base64.urlsafe_b64encode(content).decode().rstrip('=')}")
+    for other in (f"order=name.desc&after={cursor}", "after=%C3%A4", "after=" + "W" * 5_000):
+        with pytest.raises(BadRequest, match="is not what a page with this order has given"):
+            await rows(engine, other)
+    injected = json.dumps([digest, "' OR true; DROP TABLE my_data; --", "0"]).encode()
+    await rows(engine, f"order=name&after={base64.urlsafe_b64encode(injected).decode().rstrip('=')}")
+    assert await ids(engine, "") == [0, 1, 2]
 
 
 async def test_json_is_looked_into(engine: Engine) -> None:

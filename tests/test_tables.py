@@ -19,7 +19,7 @@ from yarl import URL
 from app import create_app
 from config import load_settings
 from tests.codebase import ROOT
-from tests.postgres import execute
+from tests.postgres import connect, execute
 from tests.service import Feed, get, serve_feed, served
 from web.exports import Export, StreamCut
 from web.formats import Format
@@ -227,8 +227,24 @@ async def test_long_streams(client: aiohttp.ClientSession, database_url: str) ->
         for response in (one, other):
             with pytest.raises(aiohttp.ClientPayloadError):
                 await response.read()
+    for _ in range(3):  # whoever goes away leaves a place
+        async with client.get("/tables/my_data?format=csv") as response:
+            assert await response.content.readexactly(1000)
+            response.close()
+        await until_nobody_reads(database_url)
     async with client.get("/tables/my_data?format=csv&id=lt.9") as response:
         assert len((await response.text()).splitlines()) == 10
+
+
+async def until_nobody_reads(url: str) -> None:
+    """Wait until no transaction is open but the one that looks."""
+    connection = await connect(url)
+    others = """SELECT count(*) FROM pg_stat_activity WHERE xact_start IS NOT NULL
+                 AND datname = current_database() AND pid <> pg_backend_pid()"""
+    async with asyncio.timeout(10):
+        while await connection.fetchval(others):  # noqa: ASYNC110 # only the server knows
+            await asyncio.sleep(0.01)
+    await connection.close()
 
 
 async def test_http_1_0_gets_pages_alone(client: aiohttp.ClientSession) -> None:
@@ -239,9 +255,42 @@ async def test_http_1_0_gets_pages_alone(client: aiohttp.ClientSession) -> None:
         assert url is not None
         reader, writer = await asyncio.open_connection(url.host, url.port)
         writer.write(f"GET {path} HTTP/1.0\r\nHost: {url.host}\r\n\r\n".encode())
-        assert (await reader.readline()).split()[1] == status
+        answered = await reader.read()
         writer.close()
         await writer.wait_closed()
+        assert answered.split()[1] == status
+
+
+async def test_tables_that_sources_share(
+    feed_of_service: Feed, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table of several sources is one table: listed once, read whole, with the key of all its parts."""
+    feed_of_service.records = [{"id": 1, "n": 5}, {"id": 2, "n": 6}]
+    monkeypatch.chdir(tmp_path)
+    Path("sources.toml").write_text(
+        "".join(
+            f'[sources.{name}]\nurl = "{feed_of_service.url}"\ntable = "shared"\nkey = "id"\n'
+            f'scope = {{region = "{name}"}}\n'
+            for name in ("eu", "us")
+        )
+    )
+    settings = load_settings(sources_file=Path("sources.toml"), database_url=database_url, settle_seconds=0)
+    async with served(create_app(settings)) as client:
+        assert (await get(client, "/sync_data?source=all"))[0] == 200
+        (table,) = (await get(client, "/tables"))[1]["tables"]
+        assert (table["sources"], table["key"], table["live_rows"]) == (["eu", "us"], ["region", "id"], 4)
+        _, page = await get(client, "/tables/shared?limit=3")
+        assert [(row["region"], row["id"]) for row in page["rows"]] == [("eu", 1), ("eu", 2), ("us", 1)]
+        assert (await get(client, f"/tables/shared?after={page['next']}"))[1]["rows"] == [
+            {"region": "us", "id": 2, "n": 6}
+        ]
+        assert (await get(client, "/tables/shared/rows/us,1"))[1]["n"] == 5
+        first, tag = (await get(client, "/runs"))[1]["runs"][0]["run"], (await ask(client, "/tables/shared"))[2]["ETag"]
+        feed_of_service.records = [{"id": 2, "n": 7}]
+        await get(client, "/sync_data?source=us")
+        assert [row["n"] for row in (await get(client, "/tables/shared"))[1]["rows"]] == [5, 6, 7]
+        assert [row["n"] for row in (await get(client, f"/tables/shared?as_of={first}"))[1]["rows"]] == [5, 6, 5, 6]
+        assert (await ask(client, "/tables/shared", **{"If-None-Match": tag}))[0] == 200
 
 
 async def test_a_slow_client_loses_its_stream() -> None:

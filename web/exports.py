@@ -1,8 +1,8 @@
 """Rows on their way to a client that may be slow, or gone: the database is not kept waiting for long.
 
 A task of its own reads the rows, a few batches ahead of the client. A client that takes none for a while, or is not
-done after an hour, loses the connection; so does one whose rows cannot be read to the end. The end of an answer that is
-complete is told apart from that by the last chunk (RFC 9112, 7.1).
+done after a quarter of an hour, loses the connection; so does one whose rows cannot be read to the end. The end of an
+answer that is complete is told apart from that by the last chunk (RFC 9112, 7.1).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import telemetry
 from errors import TooManyStreams
 
 STALL_SECONDS = 60.0
-TOTAL_SECONDS = 3600.0
+TOTAL_SECONDS = 900.0
+"""An open look at a table keeps PostgreSQL from clearing up behind writers, and runs from altering the table."""
 AHEAD = 2
 """Batches that wait for the client."""
 

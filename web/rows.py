@@ -121,8 +121,9 @@ def entity_tag(snapshot: Snapshot, sources: Sequence[Source], query: Query, form
 
 
 def is_known(etag: str | None) -> bool:
-    """Tell whether the client has this answer already."""
-    return etag is not None and request.if_none_match.contains_weak(etag)
+    """Tell whether the client has this answer already; a star, which is for any answer, could also stand for none."""
+    known = request.if_none_match
+    return etag is not None and not known.star_tag and known.contains_weak(etag)
 
 
 def not_modified(etag: str | None) -> Response:

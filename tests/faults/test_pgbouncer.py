@@ -12,6 +12,8 @@ from sqlalchemy.engine import URL, make_url
 
 from definitions import Source
 from store import Database, migrations
+from store.query import Query
+from store.reading import open_snapshot
 from sync import sync_data
 from tests import test_guard, test_healing, test_plan, test_runs, test_schema, test_sync
 from tests.faults.pgbouncer import SERVER_CONNECTIONS, pooler
@@ -67,6 +69,23 @@ async def test_nothing_is_left_on_the_poolers_connections(database: Database, fe
     everywhere = asyncio.Barrier(SERVER_CONNECTIONS)
     looks = await asyncio.gather(*(_look(database, everywhere) for _ in range(SERVER_CONNECTIONS)))
     assert len({pid for pid, _ in looks}) == SERVER_CONNECTIONS
+    assert [remains for _, remains in looks] == [0] * SERVER_CONNECTIONS
+
+
+async def test_rows_are_read_by_many(database: Database, feed: FeedServer) -> None:
+    """Several who read a table bit by bit on connections that change hands see all of it, and leave nothing behind."""
+    feed.respond([{"id": number} for number in range(3_000)])
+    source = Source(name="test", url=feed.url)
+    await sync_data(database, source)
+
+    async def count() -> int:
+        async with open_snapshot(database, source) as snapshot:
+            reading = await snapshot.read(Query())
+            return sum([len(rows) async for rows in reading.stream(json=True)])
+
+    assert await asyncio.gather(*(count() for _ in range(3 * SERVER_CONNECTIONS))) == [3_000] * 3 * SERVER_CONNECTIONS
+    everywhere = asyncio.Barrier(SERVER_CONNECTIONS)
+    looks = await asyncio.gather(*(_look(database, everywhere) for _ in range(SERVER_CONNECTIONS)))
     assert [remains for _, remains in looks] == [0] * SERVER_CONNECTIONS
 
 
