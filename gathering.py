@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +26,9 @@ from store.mirrors import Mirror, select_fingerprints, select_mirror
 
 OnProgress = Callable[[Progress], None]
 Places = npt.NDArray[np.int64]
+
+HEAVY_RECORDS_PER_TURN = 500
+"""Records that are projected, or put into canonical form, before others get their turn: some milliseconds."""
 
 SAMPLED_AT_FIRST = 1_000
 SAMPLED_LATER = 5
@@ -136,7 +140,9 @@ async def _gather_once(
             return _unmodified(mirror, source, spool)
         gathered = await _read_mirror(database, source, spool, trust_fingerprints)
         async for batch in feed.batches():
-            await _absorb(gathered, batch)
+            for part in _parts(gathered, batch):
+                await _absorb(gathered, part)
+                await asyncio.sleep(0)
     gathered.validators = feed.validators
     gathered.records, gathered.body_bytes = feed.records, feed.body_bytes
     gathered.rejected += feed.rejected
@@ -185,6 +191,18 @@ def _nothing_yet(mirror: Mirror, known: KnownFingerprints, spool: Spool, source:
         absence_deletes=source.on_delete != "ignore",
         trusted=trusted,
     )
+
+
+def _parts(gathered: Gathered, batch: sources.Batch) -> Iterator[sources.Batch]:
+    """Yield a batch in parts that do not hold up others for long, where there is work to do for every record."""
+    if gathered.projection is None and gathered.mirror.state.fingerprint_kind == "raw":
+        yield batch
+        return
+    for start in range(0, len(batch.records), HEAVY_RECORDS_PER_TURN):
+        end = start + HEAVY_RECORDS_PER_TURN
+        yield sources.Batch(
+            position=batch.position + start, records=batch.records[start:end], digests=batch.digests[start:end]
+        )
 
 
 async def _absorb(gathered: Gathered, batch: sources.Batch) -> None:
