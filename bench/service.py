@@ -64,8 +64,10 @@ class Service:
 
 
 @asynccontextmanager
-async def running_service(database: Database, source_url: str, *, key: str) -> AsyncIterator[Service]:
-    """Run the service on `database` for the length of the block."""
+async def running_service(
+    database: Database, source_url: str, *, key: str, types: str | None = None
+) -> AsyncIterator[Service]:
+    """Run the service on `database` for the length of the block; `types` declares columns, as in price=numeric."""
     with tempfile.TemporaryDirectory(prefix="bench-service-") as directory:
         port = free_port()
         settings = {
@@ -79,6 +81,8 @@ async def running_service(database: Database, source_url: str, *, key: str) -> A
             "DATA_DIR": directory,
             "LOG_FILE": str(Path(directory) / "app.log"),
         }
+        if types is not None:
+            settings["SOURCE_TYPES"] = types
         console = Path(directory) / "console.txt"
         with console.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
