@@ -35,6 +35,8 @@ class Order:
     """What the command was told."""
 
     url: str
+    path: Path
+    """The sources file, which may be yet to be made."""
     name: str
     table: str | None
     headers: Mapping[str, str]
@@ -57,6 +59,7 @@ def add(url: str, name: str | None, table: str | None, headers: tuple[str, ...],
         _demand_url(url)
         order = Order(
             url=url,
+            path=load_environment().sources_path,
             name=name or name_of(url),
             table=table,
             headers=dict(map(_split_header, headers)),
@@ -70,8 +73,9 @@ def add(url: str, name: str | None, table: str | None, headers: tuple[str, ...],
 def _load() -> Settings:
     """Read the settings, and the sources file unless it is yet to be made."""
     settings = load_environment()
-    if settings.sources_path.exists():
-        _ = settings.file
+    if not settings.sources_path.exists():
+        return settings.model_copy(update={"sources_file": None})
+    _ = settings.file
     return settings
 
 
@@ -94,12 +98,11 @@ def _split_header(header: str) -> tuple[str, str]:
 
 
 def _add(settings: Settings, order: Order) -> int:
-    path = settings.sources_path
-    text = path.read_bytes().decode() if path.exists() else ""
-    demand_new(order.name, text, path)
+    text = order.path.read_bytes().decode() if order.path.exists() else ""
+    demand_new(order.name, text, order.path)
     request = without_secrets(order.name, order.url, order.headers)
     telemetry.register_secrets(request.variables.values())
-    source = _read(settings, entry(order.name, order.table, request), request, order.name)
+    source = _read(settings, order, entry(order.name, order.table, request), request)
 
     async def look() -> int:
         seen = await look_at(source, max_bytes=LOOKED_AT_BYTES)
@@ -110,15 +113,14 @@ def _add(settings: Settings, order: Order) -> int:
 
 def _conclude(settings: Settings, order: Order, request: Request, text: str, source: Source, proposal: Proposal) -> int:
     """Write the entry, or print it, and say what it relies on."""
-    path = settings.sources_path
     written = entry(order.name, order.table, request.without(_set_by(proposal.paging)), proposal)
-    _read(settings, appended(text, written), request, order.name)
+    _read(settings, order, appended(text, written), request)
     _show(source, proposal)
     if order.dry_run:
-        output.print(Text(f"This would be written to {path}:\n"))
+        output.print(Text(f"This would be written to {order.path}:\n"))
     else:
-        _append(path, addition(text, written))
-        output.print(Text(f"Written to {path}:\n"))
+        _append(order.path, addition(text, written))
+        output.print(Text(f"Written to {order.path}:\n"))
     output.print(Text("\n").join(Text(telemetry.escape(line)) for line in written.splitlines()), soft_wrap=True)
     _show_next_steps(order.name, request)
     return DONE
@@ -135,17 +137,17 @@ def _append(path: Path, text: str) -> None:
         ) from exc
 
 
-def _read(settings: Settings, text: str, request: Request, name: str) -> Source:
-    """Return the source of this name in what the sources file would be."""
+def _read(settings: Settings, order: Order, text: str, request: Request) -> Source:
+    """Return the source that is to be added, from what the sources file would be."""
     with TemporaryDirectory() as directory:
-        path = Path(directory) / settings.sources_path.name
+        path = Path(directory) / order.path.name
         path.write_bytes(text.encode())
         try:
             read = settings.read_sources(path, request.variables)
         except SourcesFileWrong as exc:
-            there = [mistake.replace(str(path), str(settings.sources_path)) for mistake in exc.mistakes]
+            there = [mistake.replace(str(path), str(order.path)) for mistake in exc.mistakes]
             raise SourcesFileWrong(path.name, there) from exc
-    return next(source for source in read.sources if source.name == name)
+    return next(source for source in read.sources if source.name == order.name)
 
 
 def _proposal(source: Source, look: Look) -> Proposal:

@@ -309,7 +309,8 @@ async def test_the_command(shell: Shell, feed: FeedServer) -> None:
     """A feed is added by its URL alone, its secret goes into a variable, and check and sync take it from there."""
     feed.answers = lambda request: pages(request) if request.query.get("token") == ["s3cr3t-1"] else Answer(status=401)
     url = f"{feed.origin}/next?token=s3cr3t-1"
-    file = shell.directory / "sources.toml"
+    file = shell.directory / "mine.toml"
+    shell.environment["SOURCES_FILE"] = file.name
     code, shown, _ = await shell.run("add", url, "--name", "shop", "--dry-run")
     assert (code, file.exists()) == (0, False)
     assert 'records = "data.items"' in shown
