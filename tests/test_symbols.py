@@ -24,7 +24,8 @@ from store.symbols import select_price_changes
 from tests.access import SECRET_KEY, guarded
 from tests.exchange import IN_MAINTENANCE, PRICES_PATH, SYMBOLS, WEIGHT_LIMIT, Exchange, refusal
 from tests.postgres import connect
-from tests.service import Feed, get, served
+from tests.service import Feed, free_port, get, served
+from web import ping
 
 PING_PATH = "/api/v3/ping"
 PRICE_OF_BTC = "67123.45000000"
@@ -296,6 +297,39 @@ async def test_ping_leaves_a_cooling_exchange_alone(rates: Rates) -> None:
         assert (response.status, problem["exchange"]["code"]) == (503, "cooling")
         assert 0 < int(response.headers["Retry-After"]) <= 60
     assert rates.exchange.asked == [PRICES_PATH]
+
+
+async def test_ping_while_the_exchange_is_slow(rates: Rates, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exchange that does not answer in time is down."""
+    monkeypatch.setattr(ping, "PING_SECONDS", 0.05)
+    rates.exchange.may_answer.clear()
+    assert (await rates.get("/ping", 503))["exchange"] == {
+        "url": rates.exchange.url.replace(PRICES_PATH, PING_PATH),
+        "status": "down",
+        "latency_ms": None,
+        "code": "source_timeout",
+    }
+
+
+async def test_ping_without_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the database is away nobody knows whether the exchange may be asked, so it is not."""
+    monkeypatch.chdir(tmp_path)
+    async with Exchange(symbols=1) as exchange:
+        nowhere = f"postgresql://nobody:nothing@127.0.0.1:{free_port()}/nowhere"
+        async with served(create_app(settings_for(exchange, nowhere, tmp_path)), ready=False) as client:
+            status, problem = await get(client, "/ping")
+        assert (status, problem["code"]) == (503, "database_unavailable")
+        assert (problem["service"]["status"], problem["exchange"]["status"]) == ("down", "unknown")
+        assert exchange.asked == []
+
+
+async def test_looking_refreshes_nothing(rates: Rates) -> None:
+    """HEAD shows that there is an answer, and never begins a run."""
+    await rates.sync()
+    for path, status in (("/symbols/get/all", 200), ("/symbols/get/all?refresh=1", 405)):
+        async with rates.client.head(path) as response:
+            assert response.status == status
+    assert await rates.count(PRICES_PATH) == 1
 
 
 async def test_without_the_preset_there_are_no_rates(feed: Feed, tmp_path: Path, database_url: str) -> None:

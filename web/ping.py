@@ -15,7 +15,7 @@ from quart.blueprints import BlueprintSetupState
 import sources
 from cooling import heed_weight, heeding_refusals
 from definitions import EMPTY, Source
-from errors import LockstepError, SourceTimeout
+from errors import DatabaseError, LockstepError, SourceTimeout
 from presets import PING_PATHS
 from store.cooldowns import demand_cooled
 from web import parameters
@@ -73,7 +73,7 @@ async def ping() -> Response:
     exchange = await pings.exchange(service, source)
     parts: dict[str, Any] = {
         "service": part_content(own),
-        "exchange": {"url": sources.redact(pinged(source).url), **part_content(exchange)},
+        "exchange": {"url": sources.redact(pinged(source).url), **part_content(exchange, unasked=True)},
     }
     return ping_answer(own.error or exchange.error, parts)
 
@@ -111,8 +111,10 @@ def pinged(source: Source) -> Source:
     return replace(source, url=url, method="GET", body=None, params=EMPTY, paging=None, total=None, rate_limit=None)
 
 
-def part_content(part: Pinged) -> dict[str, Any]:
-    """Return how one of them answered."""
+def part_content(part: Pinged, *, unasked: bool = False) -> dict[str, Any]:
+    """Return how one of them answered; `unasked` says that it is not asked while the database is away."""
     if part.error is None:
         return {"status": "ok", "latency_ms": part.latency_ms}
-    return {"status": "down", "latency_ms": None, "code": part.error.code}
+    # Without the database nobody knows whether the exchange may be asked.
+    status = "unknown" if unasked and isinstance(part.error, DatabaseError) else "down"
+    return {"status": status, "latency_ms": None, "code": part.error.code}

@@ -7,7 +7,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-from quart import Blueprint, Response
+from quart import Blueprint, Response, request
+from werkzeug.exceptions import MethodNotAllowed
 
 from definitions import Source
 from errors import MirrorBusy, NotFound, RefreshFailed, SymbolUnknown
@@ -88,6 +89,8 @@ async def refresh_if_wanted(service: Service, source: Source) -> None:
     """With `?refresh=1`, have a run fetch and record the prices; whoever wants that too waits for the same run."""
     if not parameters.flag("refresh"):
         return
+    if request.method == "HEAD":
+        raise MethodNotAllowed(valid_methods=["GET"])
     auth.require("sync")
     try:
         await service.run(source)
