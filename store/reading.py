@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, asyncpg
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from definitions import Source
-from errors import BadRequest, DatabaseError, DatabaseRefused, NotFound
+from errors import BadRequest, DatabaseContended, DatabaseError, DatabaseRefused, NotFound
 from models import BOOKKEEPING, DELETED_AT, mirror_table
 from store.clauses import Clauses, ReadColumn, as_json, as_texts, order_by, same_key, write_cursor
 from store.database import Database, detail, driver_connection, sqlstate
@@ -32,6 +32,9 @@ FIRST_BATCH, GROWTH, MOST_AT_ONCE = 10, 8, 2_000
 """How many rows are fetched at a time, while it is not known yet how large they are and then."""
 PAGE_BYTES = 32 * 2**20
 """At about this size a page ends, whatever its limit."""
+LONGEST_CURSOR = 6_000
+"""Characters; it has to fit into the address of the next page."""
+MOST_LOOKS = 5
 NEAR_KEYS = 2
 INCOMPARABLE = "42883", "42P22"
 """SQLSTATEs: a type has no such operator, or texts no common collation."""
@@ -54,11 +57,19 @@ COLUMNS = sa.text("""
      WHERE n.nspname = :db_schema AND c.relname = :table AND a.attnum > 0 AND NOT a.attisdropped
      ORDER BY a.attnum
 """)
+# The catalogue tells which file a table was in when the transaction began, the function in which it is now.
 STATE = sa.text("""
-    SELECT (SELECT string_agg(m::text, ' ' ORDER BY m::text) FROM lockstep.mirrors m WHERE m.name = :name),
-           (SELECT string_agg(w::text, ' ' ORDER BY w.xid) FROM lockstep.foreign_writes w WHERE w.mirror = :name),
-           (SELECT pg_relation_filenode(c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-             WHERE n.nspname = :db_schema AND c.relname = :table)
+    WITH files AS (
+        SELECT c.relfilenode AS seen, pg_relation_filenode(c.oid) AS present
+          FROM pg_class m JOIN pg_namespace n ON n.oid = m.relnamespace
+         CROSS JOIN LATERAL (SELECT m.oid UNION SELECT p.relid FROM pg_partition_tree(m.oid) p) parts (oid)
+          JOIN pg_class c ON c.oid = parts.oid
+         WHERE n.nspname = :db_schema AND m.relname = :table AND c.relkind = 'r')
+    SELECT (SELECT string_agg(m::text, ' ' ORDER BY m::text) FROM lockstep.mirrors m WHERE m.name = :name) AS known,
+           (SELECT string_agg(w::text, ' ' ORDER BY w::text) FROM lockstep.foreign_writes w
+             WHERE w.mirror = :name) AS edits,
+           (SELECT string_agg(seen::text, ' ' ORDER BY seen) FROM files) AS files,
+           EXISTS (SELECT FROM files WHERE seen IS DISTINCT FROM present) AS was_rewritten
 """)
 
 _dialect = asyncpg.dialect()  # type: ignore[no-untyped-call] # SQLAlchemy leaves it untyped
@@ -110,11 +121,19 @@ class Reading:
         async for batch in self._batches(self.statement(*ends, json=json).limit(limit + 1)):
             for row in batch:
                 if len(rows) == limit or size >= PAGE_BYTES:
-                    end = write_cursor(self._terms, rows[-1][width:])
-                    return Page(rows=[shown[:width] for shown in rows], next=end)
+                    return Page(rows=[shown[:width] for shown in rows], next=self._end(rows[-1][width:]))
                 rows.append(tuple(row))
                 size += _size(row)
         return Page(rows=[shown[:width] for shown in rows], next=None)
+
+    def _end(self, values: Row) -> str:
+        cursor = write_cursor(self._terms, values)
+        if len(cursor) > LONGEST_CURSOR:
+            raise BadRequest(
+                "The values that rows are ordered by are too long to tell where a page ends.",
+                remedy="Order by shorter columns, or ask for format=ndjson or format=csv without a limit for all rows.",
+            )
+        return cursor
 
     def stream(self, *, json: bool) -> AsyncIterator[Sequence[Row]]:
         """Yield all rows, a batch at a time."""
@@ -266,19 +285,36 @@ async def open_snapshot(database: Database, source: Source) -> AsyncIterator[Sna
     Raises NotFound before the first run; BadRequest if what is asked for cannot be compared; DatabaseError.
     """
     try:
-        async with database.transaction(isolation="REPEATABLE READ") as session:
-            await _prepare(session)
-            mirror = await select_mirror(session, source)
-            if not mirror.is_adopted:
-                raise NotFound(f"Table {mirror.name} does not exist yet.", remedy="Sync once; that makes it.")
-            names = {"name": mirror.name, "db_schema": mirror.db_schema, "table": mirror.table}
-            columns = {
-                row.name: ReadColumn(**row._mapping) for row in await session.execute(COLUMNS, names)
-            }  # public, in spite of its name
-            state = (await session.execute(STATE, names)).one()
-            yield Snapshot(session, mirror, columns, _version(columns, state))
+        for _ in range(MOST_LOOKS):
+            async with database.transaction(isolation="REPEATABLE READ") as session:
+                snapshot = await look(session, source)
+                if snapshot is not None:
+                    yield snapshot
+                    return
+        raise DatabaseContended(
+            f"Table {source.db_schema}.{source.table} is being rewritten all the time.", remedy="Try again later."
+        )
     except DatabaseError as error:
         raise _readers_error(error) from error
+
+
+async def look(session: AsyncSession, source: Source) -> Snapshot | None:
+    """Return a source's table as a transaction sees it; None if it was rewritten after the transaction had begun.
+
+    PostgreSQL shows a rewritten table as empty to whoever looked before (documentation, "Caveats" of concurrency
+    control). The mirror has been read from, and so been locked against that, once its state is compared.
+    """
+    await _prepare(session)
+    mirror = await select_mirror(session, source)
+    if not mirror.is_adopted:
+        raise NotFound(f"Table {mirror.name} does not exist yet.", remedy="Sync once; that makes it.")
+    names = {"name": mirror.name, "db_schema": mirror.db_schema, "table": mirror.table}
+    state = (await session.execute(STATE, names)).one()
+    if state.was_rewritten:
+        return None
+    found = (await session.execute(COLUMNS, names)).mappings()
+    columns = {row["name"]: ReadColumn(**row) for row in found}
+    return Snapshot(session, mirror, columns, _version(columns, state))
 
 
 async def _prepare(session: AsyncSession) -> None:

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy.dialects.postgresql import asyncpg
 
 from errors import BadRequest, DatabaseRefused, NotFound
-from store.reading import open_snapshot
+from store.reading import look, open_snapshot
 from tests.engine import Engine
 from tests.reading import asked, by_pages, feed_of, ids, page, rows
 
@@ -73,6 +73,7 @@ MISTAKES = [
     ("as_of=1&deleted=include", "only those rows are known that were live"),
     ("as_of=1&_sync_created_at=not.is.null", "no column '_sync_created_at'"),
     ("order=place", "cannot compare"),
+    ("at=gt.2024-03-01T00:00:00+01:00", "is no timestamp with time zone"),
 ]
 
 
@@ -232,6 +233,28 @@ async def test_nobody_waits_for_ever(engine: Engine, monkeypatch: pytest.MonkeyP
     await engine.sync([{"id": 1}])
     with pytest.raises(DatabaseRefused, match="took longer than"):
         await rows(engine, "own=eq.a")
+
+
+async def test_a_table_that_is_rewritten_is_not_empty(engine: Engine) -> None:
+    """Whoever began to look before a table was rewritten looks again, instead of finding nothing in it."""
+    await engine.sync([{"id": 1, "v": 1}])
+    await engine.edit("DROP VIEW my_data_live", "DROP TRIGGER lockstep_forget ON my_data")
+    async with engine.database.transaction(isolation="REPEATABLE READ") as session:
+        await engine.edit("ALTER TABLE my_data ALTER COLUMN v TYPE text USING v::text")
+        assert await look(session, engine.source) is None
+    assert await rows(engine) == [{"id": 1, "v": "1"}]
+
+
+async def test_pages_of_large_rows_end_early(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page is never much larger than it may be, and its cursor never too long to be sent."""
+    monkeypatch.setattr("store.reading.PAGE_BYTES", 10_000)
+    await engine.sync([{"id": number, "name": f"{number}{'x' * 3_000}"} for number in range(5)])
+    first, cursor = await page(engine, asked(""), limit=100)
+    second, end = await page(engine, asked(f"after={cursor}"), limit=100)
+    assert ([row["id"] for row in [*first, *second]], len(first), end) == ([0, 1, 2, 3, 4], 4, None)
+    await engine.edit("UPDATE my_data SET name = name || name || name")
+    with pytest.raises(BadRequest, match="too long to tell where a page ends"):
+        await rows(engine, "order=name", limit=2)
 
 
 async def test_the_default_order_follows_the_index(engine: Engine) -> None:
