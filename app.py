@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quart import Quart, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
@@ -21,7 +21,7 @@ from definitions import Source, Sources
 from errors import BadRequest, LockstepError, SettingError
 from store.database import Database
 from store.embedded import EmbeddedServer
-from web import auth, bodies, changes, headers, health, parameters, ping, runs, symbols, tables, undo
+from web import auth, bodies, changes, headers, health, parameters, ping, runs, sources, symbols, tables, undo
 from web.answers import (
     all_answer,
     answer,
@@ -33,8 +33,11 @@ from web.answers import (
 )
 from web.sample import Pinned, pinned, sample_blueprint
 from web.service import GivenServer, Server, Service, current_service
-from web.serving import WRONG_SETTING, bind, run_loop, serve_process, supervise
+from web.serving import WRONG_SETTING, bind, run_loop, serve_process, supervise, work_process
 from web.sign_in import SignInRules, sign_in_blueprint
+
+if TYPE_CHECKING:
+    from worker import Worker  # imported where it is used, for it brings the job engine
 
 MAX_REQUEST_BYTES = 64 * 2**10
 """No request needs much of a body; one that is larger, or becomes larger when it is decompressed, is refused."""
@@ -99,6 +102,7 @@ def create_app(settings: Settings, *, sign_in_rules: SignInRules | None = None) 
         undo.blueprint,
         symbols.blueprint,
         ping.blueprint,
+        sources.blueprint,
     ):
         app.register_blueprint(blueprint)
     if settings.uses_sample:
@@ -225,6 +229,7 @@ def serve(settings: Settings, *, alongside: Alongside | None = None) -> int:
             count=settings.workers_count,
             listener=listener,
             alongside=_alongside_workers(settings, alongside) if alongside else None,
+            stop_seconds=settings.worker_stop_seconds,
         )
     )
 
@@ -242,7 +247,42 @@ async def _serve_here(
 ) -> int:
     app = create_app(settings)
     service: Service = app.extensions["lockstep"]
-    return await serve_process(app, service, listener, alongside=alongside, until_parent_ends=worker)
+    return await serve_process(
+        app,
+        service,
+        listener,
+        alongside=alongside,
+        worker=create_worker(settings, service) if settings.worker else None,
+        until_parent_ends=worker,
+    )
+
+
+def create_worker(settings: Settings, service: Service) -> Worker | None:
+    """Return what syncs the sources on their schedules, or None if none has one."""
+    if not any(source.schedules for source in service.sources):
+        return None
+    from worker import Worker, WorkerOptions
+
+    options = WorkerOptions(
+        concurrency=settings.jobs_at_once,
+        heartbeat_seconds=settings.worker_heartbeat_seconds,
+        stop_seconds=settings.worker_stop_seconds,
+    )
+    return Worker(service, options)
+
+
+def work(settings: Settings) -> int:
+    """Sync sources on their schedules until SIGTERM or SIGINT, without serving; return the exit code."""
+    set_up_logging(settings)
+
+    async def work_here() -> int:
+        service = create_service(settings)
+        worker = create_worker(settings, service)
+        if worker is None:
+            raise SettingError("No source has a schedule.", remedy="Give sources `every` or `cron` in SOURCES_FILE.")
+        return await work_process(service, worker)
+
+    return run_loop(work_here())
 
 
 async def _alongside_workers(settings: Settings, alongside: Alongside) -> None:

@@ -38,6 +38,7 @@ from cli_support import (
     with_source,
 )
 from cli_undo import pause, resume, undo
+from cli_worker import worker
 from config import Settings
 from definitions import RunMode, Source
 from errors import LockstepError
@@ -273,7 +274,7 @@ def _progress_bar() -> Iterator[OnProgress]:
         yield advance
 
 
-for command in (add, check, undo, pause, resume, user, token):
+for command in (add, check, worker, undo, pause, resume, user, token):
     cli.add_command(command)
 
 if __name__ == "__main__":

@@ -177,6 +177,9 @@ class Settings(BaseSettings):
     settle_seconds: SecondsOrNone = 1.0
     workers_count: Positive = 1
     worker: bool = True
+    worker_concurrency: Positive | None = None
+    worker_heartbeat_seconds: Annotated[float, Field(ge=1, le=600)] = 10.0
+    worker_stop_seconds: SecondsOrNone = 10.0
 
     log_file: Path = Path("app.log")
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)] = "INFO"
@@ -235,6 +238,11 @@ class Settings(BaseSettings):
     def pool_size_per_worker(self) -> int:
         """How many database connections each worker may hold."""
         return max(math.ceil(self.db_max_pool / self.workers_count), 1)
+
+    @property
+    def jobs_at_once(self) -> int:
+        """How many sources each worker syncs at the same time: unless told otherwise, half as many as connections."""
+        return self.worker_concurrency or max(self.pool_size_per_worker // 2, 1)
 
     def sources(self) -> Sources:
         """Return all sources that are to be mirrored: that of the environment first, then those of the sources file."""

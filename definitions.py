@@ -265,6 +265,11 @@ class Sources(Sequence[Source]):
             raise NotFound(f"There is no source {name[:63]!r}.", remedy=f"Did you mean {' or '.join(near)}?")
         return found
 
+    def page(self, after: str | None, limit: int) -> tuple[tuple[Source, ...], bool]:
+        """Return so many sources after the named one, from the first for None, and whether there are more."""
+        begin = 0 if after is None else self._sources.index(self.named(after)) + 1
+        return self._sources[begin : begin + limit], begin + limit < len(self._sources)
+
     def of_table(self, name: str) -> tuple[Source, ...]:
         """Return the sources whose mirror is a table, named with or without its schema; there may be none."""
         return tuple(source for source in self if name in (source.table, f"{source.db_schema}.{source.table}"))

@@ -5,11 +5,13 @@ They are kept in the database, so that every process on every machine minds what
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import timedelta
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
 
 from definitions import Source
 from errors import SourceCooling
@@ -33,7 +35,7 @@ async def demand_cooled(session: AsyncSession, source: str) -> None:
         raise SourceCooling(source=source, until=found.until, reason=found.reason, seconds_left=found.seconds_left)
 
 
-def is_cooling(source: str) -> sa.Exists:
+def is_cooling(source: str | InstrumentedAttribute[str]) -> sa.Exists:
     """Return the condition that a source is not to be asked yet."""
     return sa.exists().where(CooldownRow.source == source, _lies_ahead())
 
@@ -64,15 +66,22 @@ async def delete_cooldown(session: AsyncSession, source: Source) -> bool:
     return deleted.scalar_one_or_none() or False
 
 
-async def _select(session: AsyncSession, source: str) -> Cooldown | None:
-    left = sa.func.extract("epoch", CooldownRow.until - sa.func.clock_timestamp())
+async def select_cooldowns(session: AsyncSession, sources: Collection[str]) -> dict[str, Cooldown]:
+    """Return which of these sources are not to be asked, and until when."""
+    row, left = CooldownRow, sa.func.extract("epoch", CooldownRow.until - sa.func.clock_timestamp())
     found = await session.execute(
-        sa.select(CooldownRow.since, CooldownRow.until, CooldownRow.reason, left).where(
-            CooldownRow.source == source, _lies_ahead()
+        sa.select(row.source, row.since, row.until, row.reason, left).where(
+            row.source == sa.any_(sa.literal(list(sources), ARRAY(sa.Text))), _lies_ahead()
         )
     )
-    row = found.one_or_none()
-    return Cooldown(since=row[0], until=row[1], reason=row[2], seconds_left=float(row[3])) if row else None
+    return {
+        source: Cooldown(since=since, until=until, reason=reason, seconds_left=float(seconds))
+        for source, since, until, reason, seconds in found
+    }
+
+
+async def _select(session: AsyncSession, source: str) -> Cooldown | None:
+    return (await select_cooldowns(session, [source])).get(source)
 
 
 def _lies_ahead() -> sa.ColumnElement[bool]:

@@ -13,6 +13,7 @@ from models import MirrorRow
 from store.cooldowns import delete_cooldown
 from store.database import Database
 from store.mirrors import mirror_name
+from store.schedules import unpark
 
 
 async def pause(database: Database, source: Source, *, reason: str) -> bool:
@@ -34,7 +35,7 @@ async def pause(database: Database, source: Source, *, reason: str) -> bool:
 
 
 async def resume(database: Database, source: Source) -> bool:
-    """Have a source synced again, and asked at once if it is cooling; return False if it was neither."""
+    """Have a source synced again that was paused, parked or cooling; return False if it was none of these."""
     async with database.transaction() as session:
         resumed = await session.execute(
             sa.update(MirrorRow)
@@ -43,7 +44,8 @@ async def resume(database: Database, source: Source) -> bool:
             .returning(MirrorRow.name)
         )
         cooled = await delete_cooldown(session, source)
-        return resumed.scalar_one_or_none() is not None or cooled
+        unparked = await unpark(session, source.name)
+        return resumed.scalar_one_or_none() is not None or cooled or unparked
 
 
 async def update_undone(session: AsyncSession, source: Source, *, run: int, undone: int, more_rows: int) -> None:

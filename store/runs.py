@@ -102,7 +102,7 @@ async def _open(session: AsyncSession, values: dict[str, Any]) -> Report | None:
     if row is None:
         return None
     owners.under_way.add(row.id)  # before anybody can see it
-    return _report(row)
+    return report_of(row)
 
 
 async def _demand_unpaused(session: AsyncSession, source: str, mirror: str, scope: str) -> None:
@@ -179,7 +179,7 @@ async def select_run(database: Database, run: int) -> Report | None:
     """Return one run, or None."""
     async with database.transaction() as session:
         row = await session.get(RunRow, run)
-        return _report(row) if row else None
+        return report_of(row) if row else None
 
 
 async def select_runs(
@@ -192,7 +192,7 @@ async def select_runs(
     if source is not None:
         query = query.where(RunRow.source == source)
     async with database.transaction() as session:
-        return [_report(row) for row in await session.scalars(query)]
+        return [report_of(row) for row in await session.scalars(query)]
 
 
 async def reap_stale_runs(database: Database) -> int:
@@ -225,7 +225,8 @@ async def _interrupt_dead_runs(session: AsyncSession, mirror: str | None) -> int
     return len(dead)
 
 
-def _report(row: RunRow) -> Report:
+def report_of(row: RunRow) -> Report:
+    """Return what a row says of its run."""
     return Report(
         run=row.id,
         source=row.source,

@@ -13,6 +13,7 @@ from tests.codebase import ROOT, all_files, imports, service_files, unit_of, uni
 WORDS = "errors definitions models telemetry columns"
 """What the whole house speaks: its errors, its values, its log, the types of columns."""
 RECORDS = "values fingerprints spool records rows"
+COMMANDS = "cli_access cli_add cli_sources cli_undo cli_worker"
 MAY_IMPORT = {
     "errors": "",
     "definitions": "errors",
@@ -47,8 +48,11 @@ MAY_IMPORT = {
     "running": f"{WORDS} store",
     "sync": f"{WORDS} {RECORDS} store sources deciding gathering applying running",
     "undoing": f"{WORDS} store applying running",
-    "web": f"{WORDS} access cooling presets store sources sync undoing",
-    "app": f"{WORDS} access config store sources sync undoing web",
+    "schedules": "errors definitions",
+    "ticking": f"{WORDS} schedules store",
+    "worker": f"{WORDS} schedules store ticking",
+    "web": f"{WORDS} access cooling presets schedules store sources sync undoing",
+    "app": f"{WORDS} access config store sources sync undoing web worker",
     "cli_support": f"{WORDS} config store web app",
     "cli_access": f"{WORDS} config access store web cli_support",
     "samples": "errors",
@@ -57,7 +61,8 @@ MAY_IMPORT = {
     "cli_add": f"{WORDS} config sources samples proposing source_writing web app cli_support",
     "cli_sources": f"{WORDS} config projection sources web app cli_support",
     "cli_undo": f"{WORDS} config store undoing app cli_support",
-    "cli": f"{WORDS} config store sources sync undoing web app cli_support cli_access cli_add cli_sources cli_undo",
+    "cli_worker": "app cli_support",
+    "cli": f"{WORDS} config store sources sync undoing web app cli_support {COMMANDS}",
 }
 
 # Libraries that only some units may know.
@@ -66,7 +71,8 @@ CONFINED = {
     "quart": "web app cli_support",
     "hypercorn": "web app",
     "asyncpg": "store fast_rows",
-    "click": "cli cli_support cli_access cli_add cli_sources cli_undo",
+    "click": f"cli cli_support {COMMANDS}",
+    "pgqueuer": "store worker",
     "joserfc": "web",
     "argon2": "web",
 }

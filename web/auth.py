@@ -37,6 +37,8 @@ NEEDED_SCOPES: MappingProxyType[str, Scope] = MappingProxyType(
         "tables.list_rows": "read",
         "tables.show_row": "read",
         "tables.show_history": "read",
+        "sources.list_sources": "read",
+        "sources.show_source": "read",
         "symbols.show_all": "read",
         "symbols.show_symbol": "read",
         "symbols.show_history": "read",

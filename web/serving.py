@@ -10,7 +10,8 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import hypercorn
 from hypercorn.asyncio import serve
@@ -33,6 +34,19 @@ SUCCESS, WRONG_SETTING = 0, 2
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 log = telemetry.get_logger(__name__)
+
+
+class Background(Protocol):
+    """Something that runs beside the serving, and is told when that is to end."""
+
+    async def work(self) -> None:
+        """Run until `finish_jobs` is called."""
+
+    async def finish_jobs(self) -> None:
+        """Begin nothing new, and wait a while for what is under way."""
+
+    async def hand_back(self) -> None:
+        """Wait until what was stopped is in good hands."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -93,20 +107,44 @@ async def serve_process(
     listener: socket.socket,
     *,
     alongside: Callable[[Service], Coroutine[Any, Any, None]] | None = None,
+    worker: Background | None = None,
     until_parent_ends: bool = False,
 ) -> int:
-    """Serve `app` until a signal, doing `alongside` meanwhile; return the exit code."""
+    """Serve `app` until a signal, doing `alongside` and having `worker` work meanwhile; return the exit code."""
     stop = stop_on_signals()
     if until_parent_ends:
         # The parent holds the other end of standard input open for as long as it lives.
         asyncio.get_running_loop().add_reader(sys.stdin.fileno(), stop.set)
     try:
         await service.open()
-        async with _meanwhile(alongside(service) if alongside else None):
-            await _serve_until(stop, app, listener, service.stop_runs)
+        async with _meanwhile(alongside(service) if alongside else None), _meanwhile(worker.work() if worker else None):
+            await _serve_until(stop, app, listener, partial(stop_work, service, worker))
     finally:
         await service.close()
     return SUCCESS
+
+
+async def work_process(service: Service, worker: Background) -> int:
+    """Have `worker` work until a signal, without serving anything; return the exit code."""
+    stop = stop_on_signals()
+    try:
+        await service.open()
+        async with _meanwhile(worker.work()):
+            await stop.wait()
+            log.info(telemetry.SERVICE_STOPPING)
+            await stop_work(service, worker)
+    finally:
+        await service.close()
+    return SUCCESS
+
+
+async def stop_work(service: Service, worker: Background | None) -> None:
+    """End the runs: first those of jobs, which get some time to finish, then all others, and the jobs go back."""
+    if worker is not None:
+        await worker.finish_jobs()
+    await service.stop_runs()
+    if worker is not None:
+        await worker.hand_back()
 
 
 @asynccontextmanager
@@ -178,28 +216,37 @@ async def supervise(
     count: int,
     listener: socket.socket,
     alongside: Coroutine[Any, Any, None] | None = None,
+    stop_seconds: float = 0.0,
 ) -> int:
     """Keep `count` workers running on one socket until a signal; return the exit code.
+
+    `stop_seconds` is how long the jobs of a worker may take to finish.
 
     A worker that ends unbidden is replaced. Hypercorn's own multi-process mode is not used: once one worker has ended
     it kills the others in the middle of their runs.
     """
     stop = stop_on_signals()
-    workers = [asyncio.create_task(_keep_worker(command, number, listener, stop)) for number in range(1, count + 1)]
+    end_seconds = WORKERS_END_SECONDS + stop_seconds
+    workers = [
+        asyncio.create_task(_keep_worker(command, number, listener, stop, end_seconds))
+        for number in range(1, count + 1)
+    ]
     async with _meanwhile(alongside):
         await asyncio.wait(workers)
     listener.close()
     return max(worker.result() for worker in workers)
 
 
-async def _keep_worker(command: list[str], number: int, listener: socket.socket, stop: asyncio.Event) -> int:
+async def _keep_worker(
+    command: list[str], number: int, listener: socket.socket, stop: asyncio.Event, end_seconds: float
+) -> int:
     """Run one worker, and another whenever it ends unbidden; one that cannot be set up ends them all."""
     while True:
         process = await asyncio.create_subprocess_exec(
             *command, str(listener.fileno()), str(number), stdin=asyncio.subprocess.PIPE, pass_fds=[listener.fileno()]
         )
         log.info(telemetry.WORKER_STARTED, number=number, pid=process.pid)
-        code = await _wait_for_worker(process, stop)
+        code = await _wait_for_worker(process, stop, end_seconds)
         log.log(logging.INFO if stop.is_set() else logging.ERROR, telemetry.WORKER_ENDED, number=number, exit_code=code)
         if stop.is_set():
             return code
@@ -210,13 +257,13 @@ async def _keep_worker(command: list[str], number: int, listener: socket.socket,
             await asyncio.wait_for(stop.wait(), RESTART_SECONDS)
 
 
-async def _wait_for_worker(process: asyncio.subprocess.Process, stop: asyncio.Event) -> int:
+async def _wait_for_worker(process: asyncio.subprocess.Process, stop: asyncio.Event, end_seconds: float) -> int:
     ended, stopping = asyncio.create_task(process.wait()), asyncio.create_task(stop.wait())
     await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     if not ended.done():
         process.terminate()
-        await asyncio.wait({ended}, timeout=WORKERS_END_SECONDS)
+        await asyncio.wait({ended}, timeout=end_seconds)
     if not ended.done():
         process.kill()
     return await ended

@@ -57,7 +57,7 @@ def head() -> str | None:
 
 async def _run(database: Database, action: Callable[[Config], None]) -> None:
     async with database.transaction() as session:
-        await _wait_for_turn(session)
+        await wait_for_turn(session)
         connection = await session.connection()
 
         def act(synchronous: sa.Connection) -> None:
@@ -68,7 +68,8 @@ async def _run(database: Database, action: Callable[[Config], None]) -> None:
         await connection.run_sync(act)
 
 
-async def _wait_for_turn(session: AsyncSession) -> None:
+async def wait_for_turn(session: AsyncSession) -> None:
+    """Hold the lock under which tables are made and altered until the transaction ends."""
     await session.execute(sa.text("SET LOCAL lock_timeout = 0"))
     await session.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
     if not await session.scalar(sa.select(sa.func.to_regnamespace(SERVICE_SCHEMA))):
