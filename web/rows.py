@@ -14,7 +14,7 @@ from errors import BadRequest, NotFound
 from store.database import Database
 from store.query import Query
 from store.reading import Page, Reading, Snapshot, most_exports, open_snapshot
-from web.exports import Exports
+from web.exports import TOTAL_SECONDS, Exports
 from web.formats import Format
 
 SHOWN, MOST_SHOWN = 1_000, 10_000
@@ -83,9 +83,9 @@ async def _export(
     if request.method == "HEAD":
         return _answer(b"", form, etag)
     export = await exports.begin(_chunks(database, source, query, form), most=most_exports(database))
-    response = Response(export, content_type=form.content_type)
-    response.timeout = None  # or it would be cut after a minute, and look complete
-    return _with_headers(response, etag)
+    response = _with_headers(Response(export, content_type=form.content_type), etag)
+    response.timeout = None  # Quart would end it after a minute; the export has limits of its own
+    return response
 
 
 async def _chunks(database: Database, source: Source, query: Query, form: Format) -> AsyncGenerator[bytes, None]:
@@ -140,6 +140,7 @@ def _answer(body: bytes, form: Format, etag: str | None) -> Response:
 def _with_headers(response: Response, etag: str | None) -> Response:
     if etag is not None:
         response.set_etag(etag, weak=True)
+    response.timeout = TOTAL_SECONDS  # the usual minute is short for large pages and slow clients
     response.headers["Cache-Control"] = "no-cache"
     response.headers["Vary"] = "Accept, Authorization"
     return response
