@@ -34,7 +34,10 @@ MAX_ATTEMPTS = 5
 CONTENTION_WAIT_SECONDS = 0.1
 
 WORTH_ANALYZING = 10_000
-"""Staged records from which on it pays to gather statistics for the planner."""
+"""Staged records from which on it pays to gather statistics for the planner.
+
+Of an increment it always does: without them the planner expects more, and reads the whole mirror for the sake of few.
+"""
 
 
 class FetchAll(Exception):
@@ -183,7 +186,7 @@ class _Application:
         self._outcome.counts = self._counts({}, duplicates=self._gathered.repeated, held=0)
         if self._order.run is None:
             self._outcome.hash = NOTHING
-        elif self._gathered.is_unchanged:
+        elif self._gathered.is_unchanged and not self._gathered.is_increment:
             await self._write_state()
 
     async def _load_straight(self) -> None:
@@ -212,9 +215,7 @@ class _Application:
         if self._gathered.absence_deletes:
             await staging.insert_deletions(self._session, some_lack_fingerprints=self._gathered.without_fingerprint > 0)
         changes = await staging.count(self._session)
-        live = self._gathered.live_rows
-        if live is None:
-            live = await mirrors.count_live_rows(self._session, self._mirror)
+        live = await self._count_live_rows()
         if self._order.run is None or self._order.plan is not None:
             # What is held belongs to the plan too: whoever approves it wants to see it first.
             self._outcome.hash = await staging.hash(self._session)
@@ -230,6 +231,13 @@ class _Application:
         if self._order.run is not None:
             await self._write(staging, changes)
 
+    async def _count_live_rows(self) -> int:
+        """Return how many live rows there are; all of them are not read for the sake of a small increment."""
+        state, live = self._mirror.state, self._gathered.live_rows
+        if live is None and self._gathered.is_increment and state.last_run is not None:
+            return state.live_rows
+        return await mirrors.count_live_rows(self._session, self._mirror) if live is None else live
+
     async def _stage(self) -> Staging:
         """Decode the spooled records into the stage, and mark the rows that fingerprints tell of."""
         known = self._gathered.known
@@ -244,7 +252,7 @@ class _Application:
         self._protect_rejected()
         if self._decoder.protected:
             await staging.copy_protected(self._session, self._decoder.protected)
-        if self._gathered.spool.records >= WORTH_ANALYZING:
+        if self._gathered.spool.records >= WORTH_ANALYZING or self._gathered.is_increment:
             await staging.analyze(self._session)
         uncastable = await staging.select_uncastable(self._session)
         if uncastable is not None:
@@ -262,7 +270,7 @@ class _Application:
         decided = decide_columns(
             self._columns, self._decoder.wanted, self._decoder.misfits, self._mirror.types, self._source
         )
-        if decided.must_fetch_all and self._gathered.trusted:
+        if decided.must_fetch_all and self._gathered.may_fetch_more:
             raise FetchAll
         raise _WidenColumns(decided.columns)
 
@@ -361,7 +369,14 @@ class _Application:
 
     async def _write_state(self) -> None:
         await leave_state(
-            self._session, self._source, self._gathered, self._mirror, self._columns, self._outcome, self._run
+            self._session,
+            self._source,
+            self._gathered,
+            self._mirror,
+            self._columns,
+            self._outcome,
+            run=self._run,
+            rejected=(*self._gathered.rejected_at, *self._decoder.rejected_at),
         )
 
     @property

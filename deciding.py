@@ -18,6 +18,17 @@ MOSTLY_EQUAL = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
+class Approach:
+    """How a run goes about fetching its source."""
+
+    mode: RunMode = "snapshot"
+    conditional: bool = False
+    """Whether the source may answer a snapshot run that nothing was modified."""
+    trust: bool = True
+    """Whether to rely on what earlier runs left: fingerprints or, in an incremental run, the cursor."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Order:
     """What is to be done with a snapshot once it is there."""
 
@@ -136,6 +147,7 @@ def feed_digest(source: Source) -> str:
     parts = (
         *(source.url, source.key, source.records, source.format, sorted(source.types.items()), source.nul_characters),
         *(source.shape, sorted(source.params.items()), sorted(source.headers.items())),
+        *(source.method, source.body, source.cursor),
     )
     return hashlib.blake2s(repr(parts).encode(), digest_size=16).hexdigest()
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +15,14 @@ from msgspec import Raw
 import sources
 from columns import Inference
 from cooling import heed_weight, heeding_refusals
-from deciding import feed_digest
+from cursors import Mark, Track, read_mark
+from deciding import Approach, feed_digest
 from definitions import Source
 from fingerprints import DIGEST, KnownFingerprints, Match
 from models import KEPT_PROBLEMS, Problem, Progress, Validators
 from projection import Projection
 from records import RecordError, canonical_digests, parse, read_key, read_leniently
-from spool import Spool
+from spool import Spool, open_spool
 from store.cooldowns import demand_cooled
 from store.database import Database
 from store.mirrors import Mirror, select_fingerprints, select_mirror
@@ -39,8 +42,28 @@ A sample may miss a rare field; the run notices when it decodes all of them, and
 
 
 @dataclass(kw_only=True)
+class Spools:
+    """Where what was fetched is kept until it is applied."""
+
+    records: Spool
+    marks: Spool | None = None
+    """For a source with a cursor: the values of its field."""
+
+
+@asynccontextmanager
+async def open_spools(source: Source, directory: Path | None) -> AsyncIterator[Spools]:
+    """Open what keeps the records of a source until they are applied."""
+    async with open_spool(directory) as records:
+        if source.cursor is None:
+            yield Spools(records=records)
+            return
+        async with open_spool(directory) as marks:
+            yield Spools(records=records, marks=marks)
+
+
+@dataclass(kw_only=True)
 class Gathered:
-    """A complete, valid snapshot: what of it is new to the mirror, and what the mirror was when it was compared."""
+    """A complete, valid answer: what of it is new to the mirror, and what the mirror was when it was compared."""
 
     mirror: Mirror
     known: KnownFingerprints
@@ -49,6 +72,12 @@ class Gathered:
     spool: Spool
     inference: Inference
     projection: Projection | None = None
+    track: Track | None = None
+    """How far a source with a cursor has been read."""
+    is_increment: bool = False
+    """Whether absence says nothing; nothing is known then, and all records were kept."""
+    asked_since: Mark | None = None
+    """How far an increment's source had been read, if that is where it began."""
     absence_deletes: bool = True
     """Whether a row whose record is not in the snapshot is to go."""
     without_fingerprint: int = 0
@@ -61,6 +90,7 @@ class Gathered:
     body_bytes: int = 0
     rejected: int = 0
     unidentified: int = 0
+    rejected_at: list[int] = field(default_factory=list)
     rejected_keys: list[dict[str, object]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     repeated: int = 0
@@ -77,10 +107,15 @@ class Gathered:
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether the fingerprints alone prove that the mirror holds the snapshot."""
-        if not self.trusted or self.spool.records or self.rejected:
+        """Whether the mirror holds what was fetched, which for a snapshot the fingerprints alone have to prove."""
+        if self.spool.records or self.rejected or not (self.trusted or self.is_increment):
             return False
         return not self.absence_deletes or (self.known.seen == len(self.known) and not self.without_fingerprint)
+
+    @property
+    def may_fetch_more(self) -> bool:
+        """Whether records of the source were left out because of what earlier runs had left."""
+        return self.trusted or self.asked_since is not None
 
     def projected(self, records: Sequence[Raw]) -> Sequence[Raw | bytes]:
         """Return records as the mirror has them; what cannot be projected is empty."""
@@ -89,6 +124,7 @@ class Gathered:
     def reject(self, position: int, reason: str, key: dict[str, object] | None) -> None:
         """Account for a record that cannot be stored; `key` is None where it could not be read."""
         self.rejected += 1
+        self.rejected_at.append(position)
         if key is None:
             self.unidentified += 1
         else:
@@ -104,41 +140,47 @@ class Gathered:
 async def gather(
     database: Database,
     source: Source,
-    spool: Spool,
+    spools: Spools,
+    approach: Approach,
     *,
-    conditional: bool,
-    trust_fingerprints: bool,
     on_progress: OnProgress | None = None,
 ) -> Gathered:
-    """Fetch a source's snapshot, again if the connection breaks, and spool the records that are not known.
+    """Fetch a source, again if the connection breaks, and spool the records that are not known.
 
-    With `conditional`, the source may answer that nothing was modified. Raises SourceError, DatabaseError, SpoolFailed.
+    Raises SourceError, DatabaseError, SpoolFailed.
     """
     async with heeding_refusals(database, source):
         async for attempt in sources.attempts(source):
             with attempt:
-                return await _gather_once(database, source, spool, conditional, trust_fingerprints, on_progress)
+                return await _gather_once(database, source, spools, approach, on_progress)
     raise AssertionError("attempts() ends by raising the last error")
 
 
 async def _gather_once(
     database: Database,
     source: Source,
-    spool: Spool,
-    conditional: bool,
-    trust_fingerprints: bool,
+    spools: Spools,
+    approach: Approach,
     on_progress: OnProgress | None,
 ) -> Gathered:
-    spool.clear()
+    spools.records.clear()
     async with database.transaction() as session:
         await demand_cooled(session, source.name)
         mirror = await select_mirror(session, source)
-    validators = mirror.state.validators if conditional and may_be_conditional(mirror, source) else None
-    async with sources.open_feed(source, validators=validators, on_progress=on_progress) as feed:
+    is_increment = approach.mode == "incremental"
+    validators = mirror.state.validators if approach.conditional and may_be_conditional(mirror, source) else None
+    since = _since(mirror, source)
+    asked_since = since if is_increment and approach.trust else None
+    asked = _asking_since(source, asked_since) if is_increment else source
+    async with sources.open_feed(asked, validators=validators, on_progress=on_progress) as feed:
         await heed_weight(database, source, feed.response_headers)
         if feed.not_modified:
-            return _unmodified(mirror, source, spool)
-        gathered = await _read_mirror(database, source, spool, trust_fingerprints)
+            return _unmodified(mirror, source, spools.records)
+        if is_increment:
+            gathered = _increment(mirror, source, spools.records, asked_since)
+        else:
+            gathered = await _read_mirror(database, source, spools.records, approach.trust)
+        gathered.track = _track(source, spools.marks, since)
         async for batch in feed.batches():
             for part in _parts(gathered, batch):
                 await _absorb(gathered, part)
@@ -152,9 +194,37 @@ async def _gather_once(
     return gathered
 
 
+def _since(mirror: Mirror, source: Source) -> Mark | None:
+    """Return how far the source has been read, None if never, or if its answers meant something else then."""
+    if mirror.state.cursor is None or mirror.state.feed != feed_digest(source):
+        return None
+    return read_mark(mirror.state.cursor)
+
+
+def _asking_since(source: Source, since: Mark | None) -> Source:
+    """Return the source as it is asked for what is new."""
+    if source.cursor is None:
+        raise AssertionError("a source without a cursor has no incremental runs")
+    value = since.text if since else source.cursor.start
+    return source if value is None else replace(source, params={**source.params, source.cursor.parameter: value})
+
+
+def _track(source: Source, spool: Spool | None, since: Mark | None) -> Track | None:
+    if source.cursor is None or spool is None:
+        return None
+    spool.clear()
+    return Track(source.cursor.field, spool, since)
+
+
 def may_be_conditional(mirror: Mirror, source: Source) -> bool:
     """Tell whether a 304 would mean that the mirror holds the snapshot: nobody else wrote, nothing was left undone."""
     return mirror.trusted and mirror.watched and not mirror.foreign_writes and mirror.state.feed == feed_digest(source)
+
+
+def _increment(mirror: Mirror, source: Source, spool: Spool, asked_since: Mark | None) -> Gathered:
+    gathered = _nothing_yet(mirror, KnownFingerprints.none(), spool, source, trusted=False)
+    gathered.is_increment, gathered.absence_deletes, gathered.asked_since = True, False, asked_since
+    return gathered
 
 
 def _unmodified(mirror: Mirror, source: Source, spool: Spool) -> Gathered:
@@ -163,11 +233,11 @@ def _unmodified(mirror: Mirror, source: Source, spool: Spool) -> Gathered:
     return gathered
 
 
-async def _read_mirror(database: Database, source: Source, spool: Spool, trust_fingerprints: bool) -> Gathered:
+async def _read_mirror(database: Database, source: Source, spool: Spool, trust: bool) -> Gathered:
     """Read the mirror's state and its fingerprints in one snapshot, so that the state tells what was read."""
     async with database.transaction(isolation="REPEATABLE READ") as session:
         mirror = await select_mirror(session, source)
-        if not (trust_fingerprints and mirror.trusted):
+        if not (trust and mirror.trusted):
             return _nothing_yet(mirror, KnownFingerprints.none(), spool, source, trusted=False)
         known, without = await select_fingerprints(session, mirror)
     if known.has_copies:
@@ -213,10 +283,16 @@ async def _absorb(gathered: Gathered, batch: sources.Batch) -> None:
         digests = batch.digests
     match = gathered.known.match(digests, batch.position)
     _note_repeated(gathered, batch, match)
-    if not len(match.unknown):
-        return
     places = match.unknown
+    if gathered.track is not None and gathered.track.since is None and len(places) < len(batch.records):
+        # What is known has been read before, but not by a run that could tell how far that was.
+        known = np.setdiff1d(np.arange(len(batch.records)), places)
+        await gathered.track.note([batch.records[i] for i in known], known + batch.position)
+    if not len(places):
+        return
     unknown = batch.records if len(places) == len(batch.records) else [batch.records[i] for i in places]
+    if gathered.track is not None:
+        await gathered.track.note(unknown, places + batch.position)
     stored, places = _project(gathered, batch, unknown, places)
     if not gathered.knows_key:
         _sample(gathered, stored)

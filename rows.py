@@ -68,6 +68,7 @@ class RowDecoder:
         self.misfits: dict[str, ColumnMisfit] = {}
         self.problems: list[Problem] = []
         self.rejected = 0
+        self.rejected_at: list[int] = []
         self.unidentified = 0
         self.protected: list[tuple[Any, ...]] = []
         self._strip = nul_characters == "strip"
@@ -229,6 +230,7 @@ class RowDecoder:
 
     def _reject(self, position: int, reason: str, key: Mapping[str, Any] | None) -> None:
         self.rejected += 1
+        self.rejected_at.append(position)
         self._note("rejected", position, reason, key if self.protect(key) else None)
 
     def _row_key(self, place: int, value: Any) -> Any:

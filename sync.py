@@ -12,13 +12,12 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from applying import FetchAll, apply
-from deciding import Order, Outcome, demand_mode, total
+from deciding import Approach, Order, Outcome, demand_mode, total
 from definitions import RunMode, Source
 from errors import DatabaseError
-from gathering import Gathered, OnProgress, gather
+from gathering import Gathered, OnProgress, Spools, gather, open_spools
 from models import KEPT_PROBLEMS, Counts, Plan, Report, RunStatus, Verification
 from running import milliseconds_since, run_to_end, written
-from spool import Spool, open_spool
 from store import mirrors, runs
 from store.database import Database
 
@@ -41,18 +40,19 @@ async def sync_data(
 ) -> Report:
     """Bring a source's mirror in step with it, in one run; return how the run ended.
 
-    `mode` is the source's usual one unless it is given; BadRequest if the source has no such mode. `plan` is the
+    `mode` is the source's usual one unless it is given; BadRequest if the source has no such mode. An incremental run
+    that does not `trust_fingerprints` begins anew instead of where the last one had come to. `plan` is the
     hash of the plan that may be applied and no other; `approve` the held run whose deletions may be carried out. The
     run's row tells of failures too, and every error raised here carries its number as `run`.
     """
-    demand_mode(source, mode)
+    mode = demand_mode(source, mode)
     mirror = mirrors.mirror_name(source)
     opened = await runs.insert_run(database, source=source.name, mirror=mirror, scope=source.scope_id, approves=approve)
 
     async def work(started: float) -> Report:
-        async with open_spool(spool_dir) as spool:
-            run = _Run(database, source, opened, spool, started, on_progress)
-            return await run.carry_out(plan=plan, trust_fingerprints=trust_fingerprints)
+        async with open_spools(source, spool_dir) as spools:
+            run = _Run(database, source, opened, spools, started, on_progress)
+            return await run.carry_out(Approach(mode=mode, trust=trust_fingerprints), plan=plan)
 
     report = await run_to_end(database, opened, work)
     if source.purge_after_days is not None and report.status in ("succeeded", "unchanged"):
@@ -69,9 +69,9 @@ async def plan_data(
     on_progress: OnProgress | None = None,
 ) -> Plan:
     """Tell what a run would do now; nothing is written."""
-    demand_mode(source, mode)
+    approach = Approach(mode=demand_mode(source, mode))
     started = time.monotonic()
-    outcome = await _look(database, source, True, spool_dir, on_progress)
+    outcome = await _look(database, source, approach, spool_dir, on_progress)
     return Plan(
         source=source.name,
         table=mirrors.mirror_name(source),
@@ -91,18 +91,24 @@ async def verify_data(
     spool_dir: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> Verification:
-    """Compare every value of the source with the live rows, without relying on any fingerprint.
+    """Compare every value of the source with the live rows, without relying on any fingerprint or cursor.
 
     With `repair`, run a sync afterwards that compares in the same way.
     """
+    approach = Approach(mode="incremental" if source.mode == "incremental" else "snapshot", trust=False)
     started = time.monotonic()
-    outcome = await _look(database, source, False, spool_dir, on_progress)
+    outcome = await _look(database, source, approach, spool_dir, on_progress)
     counts = outcome.counts
-    repaired = (
-        await sync_data(database, source, trust_fingerprints=False, spool_dir=spool_dir, on_progress=on_progress)
-        if repair
-        else None
-    )
+    repaired = None
+    if repair:
+        repaired = await sync_data(
+            database,
+            source,
+            mode=approach.mode,
+            trust_fingerprints=False,
+            spool_dir=spool_dir,
+            on_progress=on_progress,
+        )
     return Verification(
         source=source.name,
         table=mirrors.mirror_name(source),
@@ -124,32 +130,26 @@ class _Run:
         database: Database,
         source: Source,
         opened: Report,
-        spool: Spool,
+        spools: Spools,
         started: float,
         on_progress: OnProgress | None,
     ) -> None:
         self._database = database
         self._source = source
         self._opened = opened
-        self._spool = spool
+        self._spools = spools
         self._started = started
         self._on_progress = on_progress
 
-    async def carry_out(self, *, plan: str | None, trust_fingerprints: bool) -> Report:
+    async def carry_out(self, approach: Approach, *, plan: str | None) -> Report:
         """Gather and apply; fetch everything again where fingerprints turn out not to be reliable."""
         approves = self._opened.approves
         approved = await runs.select_approved(self._database, approves) if approves is not None else None
         order = Order(run=self._opened.run, plan=plan, approved=approved)
-        conditional = plan is None and approves is None
-        for trust in (trust_fingerprints, False):
-            gathered = await gather(
-                self._database,
-                self._source,
-                self._spool,
-                conditional=conditional and trust,
-                trust_fingerprints=trust,
-                on_progress=self._on_progress,
-            )
+        may_be_conditional = plan is None and approves is None and approach.mode == "snapshot"
+        for trust in (approach.trust, False):
+            approach = replace(approach, trust=trust, conditional=may_be_conditional and trust)
+            gathered = await gather(self._database, self._source, self._spools, approach, on_progress=self._on_progress)
             if gathered.not_modified:
                 return await self._leave(gathered)
             try:
@@ -210,14 +210,12 @@ async def _purge(database: Database, source: Source, run: int, age: timedelta) -
 
 
 async def _look(
-    database: Database, source: Source, trust_fingerprints: bool, spool_dir: Path | None, on_progress: OnProgress | None
+    database: Database, source: Source, approach: Approach, spool_dir: Path | None, on_progress: OnProgress | None
 ) -> Outcome:
     """Gather and compare, and roll everything back."""
-    async with open_spool(spool_dir) as spool:
-        for trust in (trust_fingerprints, False):
-            gathered = await gather(
-                database, source, spool, conditional=False, trust_fingerprints=trust, on_progress=on_progress
-            )
+    async with open_spools(source, spool_dir) as spools:
+        for trust in (approach.trust, False):
+            gathered = await gather(database, source, spools, replace(approach, trust=trust), on_progress=on_progress)
             with suppress(FetchAll):
                 return await apply(database, source, gathered, Order(run=None))
     raise AssertionError("without fingerprints, nothing asks to fetch again")

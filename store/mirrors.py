@@ -121,6 +121,8 @@ class MirrorState:
     feed: str | None = None
     validators: Validators = field(default_factory=Validators)
     live_rows: int = 0
+    cursor: str | None = None
+    """How far the source has been read, as JSON."""
     last_run: int | None = None
 
 
@@ -234,6 +236,7 @@ def _state(row: MirrorRow | None) -> MirrorState:
         feed=row.feed,
         validators=Validators(etag=row.etag, last_modified=row.last_modified),
         live_rows=row.live_rows,
+        cursor=row.cursor,
         last_run=row.last_run,
     )
 

@@ -14,8 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import Raw
 
+from deciding import Approach
 from definitions import Source
-from gathering import gather
+from gathering import Spools, gather
 from projection import DEEPEST, FeedKey, Projected, Projection
 from spool import open_spool
 from tests.engine import Engine, dump
@@ -315,7 +316,7 @@ async def test_a_moving_field_that_is_not_selected_touches_nothing(engine: Engin
 
 async def is_unchanged_by_fingerprints(engine: Engine) -> bool:
     async with open_spool(None) as spool:
-        gathered = await gather(engine.database, engine.source, spool, conditional=False, trust_fingerprints=True)
+        gathered = await gather(engine.database, engine.source, Spools(records=spool), Approach())
         return gathered.is_unchanged
 
 
