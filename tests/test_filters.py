@@ -96,6 +96,7 @@ def test_everything_else_is_read_too() -> None:
         ("a", "is.maybe", "after is. comes null"),
         ("a", "like.x\\", "cannot end with a backslash"),
         ("a", "eq.\0", "U+0000"),
+        ("select", "a\ud800", "half of a character"),
         ("", "eq.1", "the name of a column is missing"),
         ("a->>b->c", "eq.1", "nothing can come after ->>"),
         ("or", "a.eq.1", "'(' is missing"),

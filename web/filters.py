@@ -23,6 +23,7 @@ WORDS = ("select", "order", "limit", "after", "deleted", "as_of", "format", "raw
 DEEPEST = 10
 """How deep conditions may be nested."""
 LARGEST_ID = 2**63 - 1
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 INDEX = re.compile(r"-?[0-9]{1,9}")
 NO_OFFSET = "Pages are not counted here: rows that come and go meanwhile would be skipped or shown twice."
 
@@ -118,8 +119,8 @@ def read_query(parameters: Iterable[tuple[str, str]]) -> Query:
     given: dict[str, str] = {}
     filters: list[Filter] = []
     for name, value in parameters:
-        if "\0" in name or "\0" in value:
-            raise BadRequest("A parameter holds the character U+0000, which PostgreSQL cannot hold.")
+        if UNSTORABLE.search(name + value):
+            raise BadRequest("A parameter holds U+0000 or half of a character, which no text in PostgreSQL can.")
         if name == "offset":
             raise BadRequest(NO_OFFSET, remedy="Follow `next` of the page before, as ?after=….")
         if name not in WORDS:
