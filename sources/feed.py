@@ -64,11 +64,18 @@ class Feed:
         self._total = TotalCheck(source.total) if source.total else None
         self._page: Page | None = None
         self._before: Page | None = None
+        self._may_be_none = False
+        """Whether the page may turn out to be none, so that it is held back."""
 
     @property
     def records(self) -> int:
         """How many records were cut so far, rejected ones included."""
         return self._page.end if self._page else 0
+
+    @property
+    def _has_all(self) -> bool:
+        """Whether as many records were cut as the source declares."""
+        return self._total is not None and self._total.declared == self.records
 
     @property
     def problems(self) -> list[Problem]:
@@ -125,16 +132,27 @@ class Feed:
     async def _batches(self) -> AsyncGenerator[Batch, None]:
         page = self._page
         while page is not None:
-            if self._route.may_be_over:
-                for batch in await self._hold(page):
+            async with aclosing(self._whole(page)) as batches:
+                async for batch in batches:
                     yield batch
-            else:
-                async with aclosing(self._read(page)) as batches:
-                    async for batch in batches:
-                        yield batch
             page = await self._turn(page) if page is self._page else None
         if self._total:
             self._total.finish(self.records)
+
+    async def _whole(self, page: Page) -> AsyncGenerator[Batch, None]:
+        """Yield the records of one page, once it is known to be one."""
+        try:
+            if self._may_be_none:
+                for batch in await self._hold(page):
+                    yield batch
+                return
+            async with aclosing(self._read(page)) as batches:
+                async for batch in batches:
+                    yield batch
+        except SourceInvalid as exc:
+            if self.pages > 1:
+                self._route.advise(exc)
+            raise
 
     async def _read(self, page: Page) -> AsyncGenerator[Batch, None]:
         """Yield the records of one page, and let others have their turns on the event loop."""
@@ -154,10 +172,13 @@ class Feed:
 
     async def _hold(self, page: Page) -> list[Batch]:
         """Read a page that may be none, and only then hand on its records; go back to the page before if it is none."""
+        has_all = self._has_all
         try:
             held = [batch async for batch in self._read(page)]
             is_page = page.records > 0 and not self._route.repeats(page)
-        except SourceInvalid:
+        except SourceInvalid as exc:
+            if not self._route.ends_with(exc, has_all=has_all):
+                raise
             is_page = False
         if is_page:
             self._rejections.absorb(page.rejections)
@@ -185,7 +206,8 @@ class Feed:
         try:
             return await request(self._source, self._wire, ask)
         except (SourceRefused, SourceInvalid) as exc:
-            if not self._route.ends_with(exc):
+            if not self._route.ends_with(exc, has_all=self._has_all):
+                self._route.advise(exc)
                 raise
         self.pages -= 1
         return None
@@ -193,11 +215,12 @@ class Feed:
     def _open(self, answer: Answer) -> Page:
         self.pages = max(self.pages, 1)
         self.response_headers = answer.response.headers
+        self._may_be_none = self._route.may_be_over(has_all=self._has_all)
         page = Page(
             self._source,
             answer,
             position=self.records,
-            rejections=Rejections() if self._route.may_be_over else self._rejections,
+            rejections=Rejections() if self._may_be_none else self._rejections,
             account=self._account,
         )
         self._before, self._page = self._page, page

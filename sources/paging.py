@@ -24,6 +24,11 @@ _BEYOND_THE_LAST = frozenset(
 _ENDS = (None, b"null", b"false", b'""')
 """What stands in the body of a last page where others name the next one."""
 
+_ADVICE = (
+    "Nothing was written. If the page before was the last one, set total of the source: once as many records are there "
+    "as it declares, there need be no further page. Otherwise look at what the source answers to this one."
+)
+
 _text_decoder = msgspec.json.Decoder(str)
 
 
@@ -109,8 +114,9 @@ class Counted:
     """Pages, or the records before them, are counted.
 
     The last page is shorter than the others. A first one that is shorter than asked for proves nothing: the source may
-    serve smaller pages than it was asked for. So the next one is asked for too. If that is empty, no page at all, or
-    the first one again, the first one was all; otherwise pages as long as the first are taken for full ones.
+    serve smaller pages than it was asked for. So the next one is asked for too. If that is empty, refused as one that
+    does not exist, or the first one again, the first one was all; otherwise pages as long as the first are taken for
+    full ones.
     """
 
     def __init__(self, paging: PageNumberPaging | OffsetPaging) -> None:
@@ -177,14 +183,26 @@ class Route:
         """The request for the first page, or for all there is."""
         return self._first
 
-    @property
-    def may_be_over(self) -> bool:
-        """Whether the next page may turn out to be none, which then is the end; see `Counted`."""
-        return isinstance(self._order, Counted) and self._order.may_be_over
+    def may_be_over(self, *, has_all: bool) -> bool:
+        """Tell whether the next page may turn out to be none, which then is the end; see `Counted`.
 
-    def ends_with(self, error: SourceRefused | SourceInvalid) -> bool:
-        """Tell whether what the next page was answered with means that there is none."""
-        return self.may_be_over and (isinstance(error, SourceInvalid) or error.status in _BEYOND_THE_LAST)
+        `has_all` says that as many records came as the source declares.
+        """
+        return isinstance(self._order, Counted) and (has_all or self._order.may_be_over)
+
+    def ends_with(self, error: SourceRefused | SourceInvalid, *, has_all: bool) -> bool:
+        """Tell whether what the next page was answered with means that there is none.
+
+        An answer that cannot be read may be a page gone wrong. Where no total was reached it proves nothing.
+        """
+        if isinstance(error, SourceInvalid):
+            return has_all and self.may_be_over(has_all=True)
+        return error.status in _BEYOND_THE_LAST and self.may_be_over(has_all=has_all)
+
+    def advise(self, error: SourceRefused | SourceInvalid) -> None:
+        """Say with an error what to do if it only means that there are no more pages."""
+        if isinstance(self._order, Counted) and (isinstance(error, SourceInvalid) or error.status in _BEYOND_THE_LAST):
+            error.remedy = _ADVICE
 
     def repeats(self, page: PageRead) -> bool:
         """Tell whether a page is the one before it."""

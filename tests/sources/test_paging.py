@@ -13,8 +13,6 @@ from definitions import (
     ApiKeyAuth,
     CursorPaging,
     DeclaredTotal,
-    OffsetPaging,
-    PageNumberPaging,
     Paging,
 )
 from errors import (
@@ -192,54 +190,6 @@ async def test_no_records_in_the_middle() -> None:
         async with FeedServer(lambda request: page(request, [])) as server:
             feed, records = await fetch(paged(server.url, paging))
             assert (feed.records, feed.pages) == (0, 1)
-
-
-class TestShortPages:
-    """The first page does not tell whether the source honours the size that it is asked for."""
-
-    @pytest.mark.parametrize("paging", [PageNumberPaging(size=1000), OffsetPaging(limit=1000)])
-    async def test_a_source_that_serves_smaller_pages(self, paging: Paging) -> None:
-        """Pages smaller than asked for lose nothing."""
-        async with FeedServer(page) as server:
-            _, records = await fetch(paged(server.url, paging))
-            assert values(records) == ROWS
-            assert len(server.requests) == 3
-
-    @pytest.mark.parametrize(
-        "beyond",
-        [
-            Answer(status=404),
-            Answer(status=422),
-            Answer(body=b""),
-            Answer(body=b"[]"),
-            Answer(body=b"null"),
-            Answer(body=json.dumps([None, *ROWS]).encode()),
-            Answer(body=b"<html>"),
-        ],
-    )
-    @pytest.mark.parametrize("paging", [PageNumberPaging(size=1000), OffsetPaging(limit=1000)])
-    async def test_one_page_is_all(self, paging: Paging, beyond: Answer) -> None:
-        """Where a second page does not exist, however that is said, the short first one was all."""
-        total = DeclaredTotal(header="X-Total")
-        first = Answer(body=json.dumps([None, *ROWS]).encode(), headers={"X-Total": "11"})
-        async with FeedServer([first, beyond]) as server:
-            feed, records = await fetch(paged(server.url, paging, records=(), total=total))
-        assert (values(records), feed.records, feed.rejected, feed.pages) == (ROWS, 11, 1, 1)
-
-    async def test_rejected_records_of_the_second_page(self) -> None:
-        """What was held back until it proved to be a page counts like the rest."""
-        pages = [b'[{"id":1},null]', b'[null,{"id":2}]', b"[]"]
-        async with FeedServer([Answer(body=body) for body in pages]) as server:
-            feed, records = await fetch(paged(server.url, OFFSET, records=()))
-        assert list(records) == [0, 3]
-        assert (feed.records, feed.rejected, [problem.position for problem in feed.problems]) == (4, 2, [1, 2])
-
-    @pytest.mark.parametrize("status", [401, 403, 429, 500])
-    async def test_another_refusal_is_one(self, status: int) -> None:
-        """A refusal that does not speak of the page proves nothing."""
-        async with FeedServer([Answer(body=b'[{"id":1}]'), Answer(status=status)]) as server:
-            with pytest.raises(SourceRefused):
-                await fetch(paged(server.url, OFFSET, records=()))
 
 
 class TestLeads:
