@@ -19,7 +19,7 @@ from store.jobs import Order
 
 CLAIMED_AT_ONCE = 500
 """Ticks; more are claimed in further transactions, so that none takes long."""
-SHORTEST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.1, 2.0
+SHORTEST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 2.0
 """Between two looks for ticks; what is due may be changed by other nodes, and the clock by anybody."""
 KEEP_SECONDS = 300.0
 """Between two looks after the rows of the schedules, and after what the job engine has logged."""

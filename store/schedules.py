@@ -28,7 +28,8 @@ UNNAMED_FOR = timedelta(days=1)
 NAMED_EVERY = timedelta(hours=6)
 """How old the mark that a node's file still has a row may grow before it is renewed."""
 
-now = sa.func.clock_timestamp()
+now = sa.func.statement_timestamp()
+"""Stays the same within a statement, so that an index can be asked with it."""
 
 
 class ScheduleRow(ServiceBase):
@@ -164,20 +165,28 @@ async def keep_schedules(database: Database, ids: Collection[int]) -> int:
 
 async def claim_ticks(session: AsyncSession, *, foreign: Collection[int], limit: int) -> Claimed:
     """Lock rows that are due and that nobody else has locked; `foreign` are those that this node's file has not."""
-    row = ScheduleRow
-    parked = sa.exists().where(ParkedRow.source == row.source, ParkedRow.mode == row.mode)
-    mine = sa.and_(row.id != sa.all_(_numbers(foreign)), ~parked, ~is_cooling(row.source))
-    due = (
-        sa.select(row.id)
-        .where(row.due <= now, mine)
-        .order_by(row.due)
-        .limit(limit)
-        .with_for_update(of=row, skip_locked=True)
-    )
-    ids = (await session.scalars(due)).all()
-    following = sa.select(sa.func.min(row.due)).where(row.due > now, mine).scalar_subquery()
+    ids = (await session.scalars(due_query(foreign, limit))).all()
+    following = next_query(foreign).scalar_subquery()
     moment, wait = (await session.execute(sa.select(now, sa.func.extract("epoch", following - now)))).one()
     return Claimed(ids=tuple(ids), moment=moment, wait_seconds=math.inf if wait is None else float(wait))
+
+
+def due_query(foreign: Collection[int], limit: int) -> sa.Select[int]:
+    """Return the query that locks rows that are due."""
+    query = sa.select(ScheduleRow.id).where(ScheduleRow.due <= now, *_to_be_done(foreign))
+    return query.order_by(ScheduleRow.due).limit(limit).with_for_update(of=ScheduleRow, skip_locked=True)
+
+
+def next_query(foreign: Collection[int]) -> sa.Select[datetime]:
+    """Return the query for the moment at which the next row will be due."""
+    query = sa.select(ScheduleRow.due).where(ScheduleRow.due > now, *_to_be_done(foreign))
+    return query.order_by(ScheduleRow.due).limit(1)
+
+
+def _to_be_done(foreign: Collection[int]) -> tuple[sa.ColumnElement[bool], ...]:
+    row = ScheduleRow
+    parked = sa.exists().where(ParkedRow.source == row.source, ParkedRow.mode == row.mode)
+    return row.id != sa.all_(_numbers(foreign)), ~parked, ~is_cooling(row.source)
 
 
 async def update_ticks(session: AsyncSession, due: Mapping[int, datetime]) -> None:
@@ -185,7 +194,7 @@ async def update_ticks(session: AsyncSession, due: Mapping[int, datetime]) -> No
     await session.execute(
         sa.text("""
             UPDATE lockstep.schedules s
-               SET due = n.due, last_tick = clock_timestamp(), named_at = clock_timestamp()
+               SET due = n.due, last_tick = now(), named_at = now()
               FROM unnest(:ids, :due) AS n (id, due)
              WHERE s.id = n.id
         """).bindparams(

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import pytest_asyncio
+import sqlalchemy as sa
+from sqlalchemy.dialects import registry
 
 from definitions import Schedule, Source, Sources
 from schedules import ticks_of
 from store import Database, cooldowns
 from store.job_engine import Patience, install
 from store.pauses import resume
-from store.schedules import park
+from store.schedules import due_query, next_query, park
 from tests.postgres import connect
 from tests.working import HOURLY, Connection, all_due, source
 from ticking import Ticker
@@ -161,3 +164,18 @@ async def test_no_jobs_for_sources_that_are_parked_or_cooling(database: Database
         assert not await resume(database, one)
     await node.enqueue_due()
     assert sorted(await queued(sql)) == ["snapshot:cooling", "snapshot:parked"]
+
+
+@pytest.mark.parametrize("query", [due_query([1, 2], 500), next_query([1, 2])])
+async def test_due_ticks_are_found_without_looking_at_all(sql: Connection, query: sa.Select[Any]) -> None:
+    """However many schedules there are, what is due next is the beginning of an index."""
+    await sql.execute("""
+        INSERT INTO lockstep.schedules (source, mode, spelled, due)
+        SELECT 's' || number, 'snapshot', '', now() + number * interval '1 s' FROM generate_series(-50, 10000) number
+    """)
+    await sql.execute("ANALYZE lockstep.schedules")
+    compiled = query.compile(dialect=registry.load("postgresql.asyncpg")())
+    values = [compiled.params[name] for name in compiled.positiontup or ()]
+    plan = "\n".join(row[0] for row in await sql.fetch(f"EXPLAIN {compiled}", *values))
+    assert "Index Cond: (due" in plan
+    assert "Seq Scan on schedules" not in plan

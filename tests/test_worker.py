@@ -21,7 +21,7 @@ from store.pauses import pause
 from tests.feed_server import Answer, FeedServer, Silence
 from tests.postgres import connect
 from tests.service import free_port
-from tests.working import Connection, source, until, working
+from tests.working import Connection, all_due, source, until, working
 
 HOUSE = Path(__file__).parents[1]
 RECORDS = b'[{"id": 1}, {"id": 2}]'
@@ -101,6 +101,32 @@ async def test_a_job_waits_for_another_run_of_its_mirror(
         await until(sql, JOBS, expected=0)
     assert await sql.fetchval(ENDED) == "succeeded,unchanged"
     assert "job_waits" in capsys.readouterr().out
+
+
+async def test_a_worker_outlives_lost_connections(
+    database: Database, sql: Connection, feed: FeedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While the database ends every connection, jobs wait; afterwards they are done as if nothing had happened."""
+    feed.answers = Answer(body=RECORDS)
+    names = [f"s{number}" for number in range(12)]
+    async with working(database, *(source(name, feed.url) for name in names)):
+        await until(sql, "SELECT count(*) FROM lockstep.schedules", expected=12)
+        for _ in range(3):
+            await all_due(sql)
+            await sql.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'lockstep'"
+            )
+        done = "SELECT count(DISTINCT source) FROM lockstep.runs WHERE status IN ('succeeded', 'unchanged')"
+        for _ in range(400):
+            if await sql.fetchval(done) == 12:
+                break
+            await all_due(sql)
+            await asyncio.sleep(0.1)
+        await until(sql, JOBS, expected=0)
+    assert await sql.fetchval(done) == 12
+    told = capsys.readouterr()
+    assert "uncaught_error" not in told.out
+    assert "Flush failed" not in told.out + told.err
 
 
 async def test_paused_and_cooling_sources_are_left_alone(database: Database, sql: Connection, feed: FeedServer) -> None:

@@ -21,8 +21,7 @@ from tests.postgres import connect
 from tests.working import Connection, all_due, source, until, working
 
 HOUSE = Path(__file__).parents[2]
-NUMBERS = range(1, 25)
-MANY = len(NUMBERS)
+NUMBERS, FEW = range(1, 25), range(1, 8)
 SLOW = "s7"
 
 JOBS = "SELECT count(*) FROM lockstep.pgqueuer"
@@ -33,7 +32,7 @@ HOLDER = """
 """
 """The process that runs the slow source."""
 
-StartWorker = Callable[..., Awaitable[asyncio.subprocess.Process]]
+StartWorker = Callable[[range], Awaitable[asyncio.subprocess.Process]]
 
 
 @pytest_asyncio.fixture
@@ -47,18 +46,18 @@ async def sql(database: Database, database_url: str) -> AsyncIterator[Connection
 
 @pytest_asyncio.fixture
 async def start_worker(feed: FeedServer, database_url: str, tmp_path: Path) -> AsyncIterator[StartWorker]:
-    """Give a way to start `python cli.py worker` on many sources; whatever still runs at the end is killed."""
-    entries = [
-        f'[sources.s{number}]\nurl = "{feed.url}?n={number}"\nallow_private = true\nevery = "1h"\n'
-        for number in NUMBERS
-    ]
-    (tmp_path / "sources.toml").write_text("\n".join(entries))
+    """Give a way to start `python cli.py worker` on sources; whatever still runs at the end is killed."""
     started: list[asyncio.subprocess.Process] = []
 
-    async def start(**given: str) -> asyncio.subprocess.Process:
-        usual = {"DATABASE_URL": database_url, "WORKER_HEARTBEAT_SECONDS": "1", "WORKER_STOP_SECONDS": "0.1"}
+    async def start(numbers: range) -> asyncio.subprocess.Process:
+        entries = [
+            f'[sources.s{number}]\nurl = "{feed.url}?n={number}"\nallow_private = true\nevery = "1h"\n'
+            for number in numbers
+        ]
+        (tmp_path / "sources.toml").write_text("\n".join(entries))
+        given = {"DATABASE_URL": database_url, "WORKER_HEARTBEAT_SECONDS": "1", "WORKER_STOP_SECONDS": "0.1"}
         process = await asyncio.create_subprocess_exec(
-            sys.executable, HOUSE / "cli.py", "worker", cwd=tmp_path, env={**os.environ, **usual, **given},
+            sys.executable, HOUSE / "cli.py", "worker", cwd=tmp_path, env={**os.environ, **given},
             stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
         started.append(process)
@@ -72,7 +71,7 @@ async def start_worker(feed: FeedServer, database_url: str, tmp_path: Path) -> A
 
 
 def answer(request: Request) -> Answer:
-    """Serve two records of their own to each source, and keep the slow one waiting until the feed is released."""
+    """Serve two records of its own to each source, and keep the slow one waiting until the feed is released."""
     number = request.query["n"][0]
     body = f'[{{"id": {number}}}, {{"id": {number}00}}]'.encode()
     return Answer(body=body, fault=Silence() if f"s{number}" == SLOW else None)
@@ -101,10 +100,10 @@ async def check(sql: Connection) -> None:
 async def test_a_killed_workers_jobs_are_done_by_others(
     start_worker: StartWorker, sql: Connection, feed: FeedServer
 ) -> None:
-    """The job of a worker that is killed in a run is done elsewhere within the heartbeat, and once."""
+    """The job of a worker that is killed is done elsewhere within the heartbeat, and once; SIGTERM hands it back."""
     feed.answers = answer
-    workers = [await start_worker(), await start_worker()]
-    await until(sql, SCHEDULES, MANY)
+    workers = [await start_worker(NUMBERS), await start_worker(NUMBERS)]
+    await until(sql, SCHEDULES, len(NUMBERS))
     await all_due(sql)
     killed = await holder(sql)
     os.kill(killed, signal.SIGKILL)
@@ -112,11 +111,15 @@ async def test_a_killed_workers_jobs_are_done_by_others(
     feed.released.set()
     await until(sql, JOBS, 0)
     await check(sql)
+    feed.released.clear()
+    await sql.execute(f"UPDATE lockstep.schedules SET due = now() WHERE source = '{SLOW}'")
+    await holder(sql)
     (left,) = [worker for worker in workers if worker.pid != killed]
     left.terminate()
     assert await left.wait() == 0
     told = "SELECT string_agg(status, ',' ORDER BY id) FROM lockstep.runs WHERE source = 's7'"
-    assert await sql.fetchval(told) == "interrupted,succeeded"
+    assert await sql.fetchval(told) == "interrupted,succeeded,interrupted"
+    assert await sql.fetchval("SELECT status::text FROM lockstep.pgqueuer") == "queued"
 
 
 async def test_a_job_that_kills_its_workers_is_parked(
@@ -125,8 +128,8 @@ async def test_a_job_that_kills_its_workers_is_parked(
     """A job that has killed three workers is parked and not run again; nothing else is parked."""
     feed.answers = answer
     for _ in range(4):
-        await start_worker()
-    await until(sql, SCHEDULES, MANY)
+        await start_worker(FEW)
+    await until(sql, SCHEDULES, len(FEW))
     await all_due(sql)
     killed: list[int] = []
     for _ in range(3):
@@ -137,7 +140,7 @@ async def test_a_job_that_kills_its_workers_is_parked(
     await until(sql, JOBS, 0)
     assert "source_parked" in (tmp_path / "app.log").read_text()
     await all_due(sql)
-    await until(sql, "SELECT count(DISTINCT source) FROM lockstep.runs WHERE status = 'unchanged'", MANY - 1)
+    await until(sql, "SELECT count(DISTINCT source) FROM lockstep.runs WHERE status = 'unchanged'", len(FEW) - 1)
     told = "SELECT string_agg(status, ',') FROM lockstep.runs WHERE source = 's7'"
     assert await sql.fetchval(told) == "interrupted,interrupted,interrupted"
 
@@ -152,8 +155,10 @@ async def test_workers_work_behind_a_pooler(server_url: str, database_url: str, 
         sources = [source(f"s{number}", feed.url) for number in NUMBERS]
         sql = await connect(database_url)
         async with working(database, *sources):
-            await until(sql, f"SELECT to_regclass('lockstep.pgqueuer') IS NOT NULL AND ({SCHEDULES}) = {MANY}", True)
+            await until(
+                sql, f"SELECT to_regclass('lockstep.pgqueuer') IS NOT NULL AND ({SCHEDULES}) = {len(NUMBERS)}", True
+            )
             await all_due(sql)
-            await until(sql, "SELECT count(*) FROM lockstep.runs WHERE status = 'succeeded'", MANY)
+            await until(sql, "SELECT count(*) FROM lockstep.runs WHERE status = 'succeeded'", len(NUMBERS))
             await until(sql, JOBS, 0)
         await sql.close()
