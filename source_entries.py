@@ -46,6 +46,7 @@ from source_values import (
     check_cron,
     check_schema,
     check_table,
+    check_text,
     check_time_zone,
     days,
     rate_limit,
@@ -96,8 +97,10 @@ def _known_type(name: str) -> str:
 
 
 def _scope_value(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise ValueError("must be a text or a whole number")
+    if isinstance(value, str):
+        return check_text(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError("must be a text or a whole number")  # noqa: TRY004 (a message for people)
     return value
 
 

@@ -6,6 +6,7 @@ never repeats a value, which may hold a secret.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -30,7 +31,10 @@ SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 DURATION = re.compile(rf"([0-9]+(?:\.[0-9]+)?) ?({'|'.join(SECONDS)})")
 SIZE = re.compile(rf"([0-9]+(?:\.[0-9]+)?) ?({'|'.join(BYTES)})")
-RATE = re.compile(r"([1-9][0-9]*) ?/ ?([0-9.]*)(s|m|h|d)")
+RATE = re.compile(r"([1-9][0-9]{0,5}) ?/ ?([0-9.]*)(s|m|h|d)")
+LONGEST_RATE_SECONDS = 366 * 86_400
+LONGEST_SECONDS = 10**12
+"""A longer duration counts as one without end, which no setting takes."""
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -44,6 +48,7 @@ RESERVED_HEADERS = frozenset(
 )
 """Headers that belong to the connection, or by which the service itself asks whether anything is new."""
 
+CRON_FIELDS = 5
 TICKS_LOOKED_AT = 100
 """How many ticks of a cron expression are looked at to find out how close they can come."""
 
@@ -73,7 +78,9 @@ def check_url(url: str) -> str:
     """Return the URL of a feed."""
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        usable = (
+            parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0 and " " not in parts.netloc
+        )
     except ValueError:
         usable = False
     if not usable or CONTROL.search(url):
@@ -136,7 +143,7 @@ def seconds(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError('must be a duration as in "30s", "5m", "12h" or "90d", or a number of seconds')  # noqa: TRY004
     if not isinstance(value, str):
-        return float(value)
+        return float(value) if abs(value) <= LONGEST_SECONDS else math.inf
     match = DURATION.fullmatch(value)
     if match is None:
         raise ValueError('must be a duration as in "500ms", "30s", "5m", "12h", "90d" or "2w", or a number of seconds')
@@ -155,9 +162,10 @@ def size(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     match = SIZE.fullmatch(value)
-    if match is None:
+    number = float(match[1]) * BYTES[match[2]] if match else math.inf
+    if number == math.inf:
         raise ValueError(f'must be a number of bytes, or a size as in "16MiB", with one of {", ".join(BYTES)}')
-    return int(float(match[1]) * BYTES[match[2]])
+    return int(number)
 
 
 def rate_limit(value: Any) -> RateLimit:
@@ -167,7 +175,7 @@ def rate_limit(value: Any) -> RateLimit:
         span = float(match[2] or 1) * SECONDS[match[3]] if match else 0
     except ValueError:
         span = 0
-    if match is None or not span:
+    if match is None or not 0 < span <= LONGEST_RATE_SECONDS:
         raise ValueError('must be requests per time, as in "10/s", "100/m", "5000/h" or "20/10s"')
     return RateLimit(requests=int(match[1]), seconds=span)
 
@@ -175,9 +183,11 @@ def rate_limit(value: Any) -> RateLimit:
 def check_cron(expression: str) -> str:
     """Return a cron expression that has ticks to come."""
     try:
-        next(CronSim(expression, datetime.now(UTC)))
+        is_right = len(expression.split()) == CRON_FIELDS and bool(next(CronSim(expression, datetime.now(UTC))))
     except (CronSimError, StopIteration):
-        raise ValueError('must be a cron expression with five fields and a time to come, as in "*/5 * * * *"') from None
+        is_right = False
+    if not is_right:
+        raise ValueError('must be a cron expression with five fields and a time to come, as in "*/5 * * * *"')
     return expression
 
 

@@ -14,6 +14,8 @@ from toml_lines import Place
 
 VARIABLE = re.compile(r"\$\$|\$\{([^}]*)\}?")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+NOT_UTF_8 = re.compile(r"[\ud800-\udfff]")
+"""What Python makes of other bytes in the environment."""
 
 SECRET_MEMBERS = frozenset({"token", "password", "client_secret", "value"})
 """Of `auth`."""
@@ -66,12 +68,12 @@ class _Expansion:
         if not isinstance(value, str):
             return self.expand(value, ("body",))
         try:
-            document = json.loads(value)
+            document = json.loads(value, parse_constant=_refuse)
         except (ValueError, RecursionError):
             self._mistake(("body",), "must be a table, an array, or a text with JSON in it")
             return value
         expanded = self.expand(document, ("body",))
-        return value if expanded == document else json.dumps(expanded, ensure_ascii=False)
+        return value if expanded == document else json.dumps(expanded)  # in ASCII: a text may hold half a character
 
     def _text(self, text: str, place: Place) -> str:
         used: list[str] = []
@@ -96,6 +98,9 @@ class _Expansion:
         value = self._variables.get(name[0], "")
         if not value:
             self._mistake(place, f"needs the variable {name[0]}, which is not set in the environment nor in .env")
+        if NOT_UTF_8.search(value):
+            self._mistake(place, f"needs the variable {name[0]}, whose value is not UTF-8")
+            return ""
         return value
 
     def _refuse_literals(self, text: str, place: Place, *, literal: bool) -> None:
@@ -116,6 +121,10 @@ class _Expansion:
 
     def _mistake(self, place: Place, message: str) -> None:
         self.found.mistakes.append((place, message))
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)  # NaN and its like, which are not JSON
 
 
 def _is_url(place: Place) -> bool:

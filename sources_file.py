@@ -105,6 +105,8 @@ def read_sources_file(
         raise SourcesFileWrong(path.name, [_syntax_error(path, str(exc), text)]) from exc
     except RecursionError as exc:
         raise SourcesFileWrong(path.name, [f"{path}: is nested too deeply"]) from exc
+    except ValueError as exc:
+        raise SourcesFileWrong(path.name, [f"{path}: holds a number of more digits than can be read"]) from exc
     return _Reading(path, document, text, variables).read(otherwise, first)
 
 

@@ -149,4 +149,4 @@ def _seconds(life: object) -> float | None:
     """Return how long a token is valid, or None where that is not told; some servers write the number as text."""
     if isinstance(life, str) and life.isascii() and life.isdigit():
         return float(life[:12])
-    return float(life) if isinstance(life, int | float) and not isinstance(life, bool) else None
+    return float(min(life, 10**12)) if isinstance(life, int | float) and not isinstance(life, bool) else None

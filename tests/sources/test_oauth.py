@@ -106,7 +106,9 @@ def test_tokens_outlive_an_event_loop() -> None:
     assert issuer.issued == 1
 
 
-@pytest.mark.parametrize(("life", "issued"), [(0, 2), (3600, 1), (None, 1), ("soon", 1)])
+@pytest.mark.parametrize(
+    ("life", "issued"), [(0, 2), (3600, 1), (None, 1), ("soon", 1), pytest.param(10**400, 1, id="for ever")]
+)
 async def test_expiry(life: Any, issued: int) -> None:
     """A token is used until shortly before it expires, or until it is refused where its life is not told."""
     issuer = Issuer(expires_in=life)
