@@ -2,6 +2,9 @@
 
 A leaky bucket, as aiolimiter has it, lets ten through at once where ten a second are allowed, and then one every tenth
 of a second: nineteen in the first. A source that counts in a sliding window would turn us away.
+
+It is the source that counts, and nobody here knows when a request reaches it: at some time before it is answered. So
+one counts until so long after its answer.
 """
 
 from __future__ import annotations
@@ -9,8 +12,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from definitions import RateLimit, Source
+
+
+@dataclass(slots=True)
+class _Request:
+    answered_at: float | None = None
+    """By the monotonic clock; None while it is under way."""
 
 
 class Pace:
@@ -18,19 +30,26 @@ class Pace:
 
     def __init__(self, limit: RateLimit) -> None:
         self._seconds = limit.seconds
-        self._made: deque[float] = deque(maxlen=limit.requests)
-        """When the last requests were let through: as many as the limit allows."""
+        self._made: deque[_Request] = deque(maxlen=limit.requests)
+        """The last requests that were let through: as many as the limit allows."""
 
-    async def wait(self) -> None:
-        """Return once one more request may be made."""
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Begin once one more request may be made, and end when it was answered."""
         while (seconds := self._seconds_to_wait()) > 0:  # noqa: ASYNC110 (what is waited for is the time, not an event)
             await asyncio.sleep(seconds)
-        self._made.append(time.monotonic())
+        request = _Request()
+        self._made.append(request)
+        try:
+            yield
+        finally:
+            request.answered_at = time.monotonic()
 
     def _seconds_to_wait(self) -> float:
         if len(self._made) < (self._made.maxlen or 1):
             return 0.0
-        return self._made[0] + self._seconds - time.monotonic()
+        oldest = self._made[0].answered_at
+        return self._seconds if oldest is None else oldest + self._seconds - time.monotonic()
 
 
 _paces: dict[tuple[str, RateLimit], Pace] = {}

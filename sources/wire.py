@@ -99,9 +99,10 @@ class Wire:
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         """Wait until the source's limit allows a request: here, so that those count too that aiohttp makes again."""
-        if self._pace:
-            await self._pace.wait()
-        return await handler(request)
+        if self._pace is None:
+            return await handler(request)
+        async with self._pace.turn():
+            return await handler(request)
 
 
 def _nothing() -> None:

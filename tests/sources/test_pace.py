@@ -28,8 +28,8 @@ async def moments(pace: Pace, count: int) -> list[float]:
     """Return when so many concurrent requests were let through."""
 
     async def one() -> float:
-        await pace.wait()
-        return time.monotonic()
+        async with pace.turn():
+            return time.monotonic()
 
     return sorted(await asyncio.gather(*(one() for _ in range(count))))
 
@@ -55,14 +55,30 @@ async def test_who_gives_up_costs_nothing() -> None:
     """Those who stop waiting leave their turns to others."""
     pace = Pace(RateLimit(requests=1, seconds=0.2))
     began = time.monotonic()
-    await pace.wait()
-    waiting = [asyncio.create_task(pace.wait()) for _ in range(50)]
+    await moments(pace, 1)
+    waiting = [asyncio.create_task(moments(pace, 1)) for _ in range(50)]
     await asyncio.sleep(0)
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
-    await pace.wait()
+    await moments(pace, 1)
     assert 0.19 < time.monotonic() - began < 1
+
+
+async def test_a_request_counts_from_its_answer() -> None:
+    """Where a request takes its time, the source may have met it late, so the next one waits from the answer on."""
+    pace = Pace(RateLimit(requests=2, seconds=0.1))
+
+    async def slow() -> None:
+        async with pace.turn():
+            await asyncio.sleep(0.15)
+
+    under_way = [asyncio.create_task(slow()) for _ in range(2)]
+    await asyncio.sleep(0)
+    third = asyncio.create_task(moments(pace, 1))
+    await asyncio.gather(*under_way)
+    answered = time.monotonic()
+    assert (await third)[0] - answered >= 0.095
 
 
 def test_several_event_loops() -> None:
