@@ -12,9 +12,13 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from alembic import command
 
+from app import work
+from config import load_settings
 from definitions import Schedule
-from store import Database, cooldowns
+from errors import SettingError
+from store import Database, cooldowns, migrations
 from store.job_engine import install
 from store.jobs import Order, insert_jobs
 from store.pauses import pause
@@ -192,14 +196,34 @@ async def test_jobs_of_sources_that_nobody_knows_are_given_up(
         await until(sql, JOBS, expected=0)
 
 
-async def test_the_job_engine_is_made_once_and_only_ours_is_removed(database_url: str, sql: Connection) -> None:
-    """Workers that start at once make the job engine's tables once; its names come from nowhere else."""
+ENGINE = """
+    SELECT relname FROM pg_class WHERE relname LIKE 'pgqueuer%' AND relkind = 'r'
+     UNION ALL SELECT typname FROM pg_type WHERE typname = 'pgqueuer_status'
+     UNION ALL SELECT proname FROM pg_proc WHERE proname LIKE '%pgqueuer%' ORDER BY 1
+"""
+
+
+async def test_the_job_engine_is_made_once_and_kept_up_to_date(
+    database_url: str, database: Database, sql: Connection
+) -> None:
+    """Workers that start at once make its tables once and bring old ones up to date; migrations remove them."""
+    made = [row[0] for row in await sql.fetch(ENGINE)]
+    assert made == [
+        "fn_pgqueuer_changed", "pgqueuer", "pgqueuer_log", "pgqueuer_schedules", "pgqueuer_statistics",
+        "pgqueuer_status",
+    ]  # fmt: skip
+    await sql.execute("ALTER TYPE lockstep.pgqueuer_status RENAME VALUE 'deleted' TO 'gone'")
+    await sql.execute("DROP INDEX lockstep.pgqueuer_ep_ea_idx; ALTER TABLE lockstep.pgqueuer DROP COLUMN slot")
     databases = [Database.connect(database_url, pool_size=1) for _ in range(3)]
-    await asyncio.gather(*(install(database) for database in databases))
-    for database in databases:
-        await database.close()
-    found = await sql.fetch("SELECT relname FROM pg_class WHERE relname LIKE 'pgqueuer%' AND relkind = 'r' ORDER BY 1")
-    assert [row[0] for row in found] == ["pgqueuer", "pgqueuer_log", "pgqueuer_schedules", "pgqueuer_statistics"]
+    await asyncio.gather(*(install(one) for one in databases))
+    for one in databases:
+        await one.close()
+    assert await sql.fetchval("SELECT 'deleted' = ANY(enum_range(NULL::lockstep.pgqueuer_status)::text[])")
+    assert await sql.fetchval("SELECT count(slot) FROM lockstep.pgqueuer") == 0
+    assert await sql.fetchval("SELECT to_regclass('lockstep.pgqueuer_ep_ea_idx')") is not None
+    await migrations._run(database, command.check)  # which leaves them alone
+    await migrations.downgrade(database, "base")
+    assert await sql.fetch(ENGINE) == []
 
 
 @pytest.mark.parametrize("worker", ["1", "0"])
@@ -225,3 +249,11 @@ async def test_the_service_works_on_its_schedules_itself(
     lines += (await service.communicate())[1].decode().splitlines()
     assert service.returncode == 0
     assert any("worker_ready" in line for line in lines) == (worker == "1")
+
+
+@pytest.mark.usefixtures("own_logging")
+def test_a_worker_without_schedules_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no source has a schedule there is nothing to work on, and the command says what to do."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingError, match="No source has a schedule"):
+        work(load_settings(source_url="http://127.0.0.1:9/"))
