@@ -59,6 +59,7 @@ async def update_undone(session: AsyncSession, source: Source, *, run: int, undo
         .values(
             etag=None,
             last_modified=None,
+            cursor=None,
             last_run=run,
             live_rows=MirrorRow.live_rows + more_rows,
             **paused_because(f"run {run} undid run {undone}"),
