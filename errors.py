@@ -33,6 +33,7 @@ LockstepError
 ├── TooManyAttempts           somebody tried to sign in too often
 ├── GrantRefused              a request for an access token cannot be granted
 ├── CrossSiteRefused          a page of another site tried to use its visitor's rights
+├── NotOneRow                 one row alone was asked for, and there are none or several
 ├── TooManyStreams            as many long answers are under way as may be
 ├── NotFound                  what was asked for does not exist
 │   └── SymbolUnknown         no price has this symbol
@@ -376,6 +377,13 @@ class SymbolUnknown(NotFound):
         remedy = f"Did you mean {' or '.join(near)}?" if near else "GET /symbols/get/all has all of them."
         super().__init__(f"There is no symbol {symbol!r}.", remedy=remedy)
         self.near = tuple(near)
+
+
+class NotOneRow(LockstepError):
+    """One row alone was asked for, and there are none or several."""
+
+    code = "not_one_row"
+    default_remedy = "Filter by the key, or accept application/json for any number of rows."
 
 
 class BadRequest(LockstepError):

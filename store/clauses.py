@@ -230,8 +230,8 @@ def write_cursor(terms: Sequence[Term], values: Sequence[str | None]) -> str:
 def read_cursor(cursor: str, terms: Sequence[Term]) -> list[str | None]:
     """Return the values of the row where a page ended; BadRequest if it was no page of this order."""
     wrong = BadRequest(
-        "The parameter after is not what a page with this order has given as `next`.",
-        remedy="Give back `next` just as it was, with the same order; or leave it out to begin anew.",
+        "The parameter after is not what a page with this order has given for the next one.",
+        remedy="Follow the header Link of that page, without another order; or leave after out to begin anew.",
     )
     try:
         content = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))

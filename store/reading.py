@@ -86,6 +86,14 @@ class Page:
     next: str | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """How many rows there are in all, and how many of them stand before a page."""
+
+    total: int
+    before: int
+
+
 class Reading:
     """What is asked of a snapshot, checked; rows are read as JSON texts, or as a text for each field."""
 
@@ -97,8 +105,7 @@ class Reading:
         self._shown = clauses.shown(query)
         self._terms = clauses.terms(query)
         self._conditions = [*conditions, *map(clauses.condition, query.filters)]
-        if query.after is not None:
-            self._conditions.append(clauses.after(self._terms, query.after))
+        self._after = [] if query.after is None else [clauses.after(self._terms, query.after)]
         self._parts = [clauses.part(item.field) for item in self._shown]
 
     @property
@@ -135,6 +142,14 @@ class Reading:
             )
         return cursor
 
+    async def extent(self) -> Extent:
+        """Count the rows on all pages, and on those before this one."""
+        count = sa.func.count()
+        remaining = sa.func.count().filter(*self._after)
+        counted = sa.select(count, remaining).select_from(self._clauses.rows).where(*self._conditions)
+        total, left = (await self._session.execute(counted)).one()
+        return Extent(total=total, before=total - left)
+
     def stream(self, *, json: bool) -> AsyncIterator[Sequence[Row]]:
         """Yield all rows, a batch at a time."""
         return self._batches(self.statement(json=json))
@@ -156,7 +171,7 @@ class Reading:
             statement = sa.select(text, *more).select_from(rows.join(joined, sa.true()))
         else:
             statement = sa.select(*as_texts(self._parts), *more).select_from(rows)
-        return statement.where(*self._conditions).order_by(*order_by(self._terms))
+        return statement.where(*self._conditions, *self._after).order_by(*order_by(self._terms))
 
 
 def _size(row: Row) -> int:

@@ -113,7 +113,7 @@ def test_everything_else_is_read_too() -> None:
         ("limit", "٣", "must be a whole number"),
         ("as_of", "x", "must be a whole number"),
         ("deleted", "yes", "must be include, only or exclude"),
-        ("offset", "5", "Follow `next`"),
+        ("offset", "5", "Follow the header Link"),
     ],
 )
 def test_mistakes_are_named(name: str, value: str, told: str) -> None:

@@ -67,7 +67,7 @@ MISTAKES = [
     ("name->a=eq.1", "nothing inside"),
     ("select=id,id", "would be called 'id'"),
     ("select=a:id,*,a:name", "would be called 'a'"),
-    ("after=x", "is not what a page with this order has given"),
+    ("after=x", "is not what a page with this order has given for the next one"),
     ("after=W10", "is not what a page with this order has given"),
     ("as_of=99", "There is no run 99"),
     ("as_of=1&deleted=include", "only those rows are known that were live"),

@@ -82,17 +82,16 @@ async def test_tables_tell_what_they_are(client: aiohttp.ClientSession) -> None:
 
 
 async def test_pages_lead_to_each_other(client: aiohttp.ClientSession) -> None:
-    """Each page names the next one, in its body and in a header that any client follows."""
+    """Each page names the next one in a header that any client follows, and holds rows and nothing else."""
     await get(client, "/sync_data")
     path, found = "/tables/public.my_data?limit=15&id=lt.38&select=id&or=(name.eq.n3,id.gte.0)", []
     for _ in range(3):
         async with client.get(path) as response:
-            body = await response.json()
-            found += [row["id"] for row in body["rows"]]
+            found += [row["id"] for row in await response.json()]
             link = response.links.get("next")
-            assert (link is None) == (body["next"] is None)
             path = str(link["url"]) if link else ""
-    assert (found, path, body["table"]) == (list(range(38)), "", "public.my_data")
+    assert (found, path) == (list(range(38)), "")
+    assert await get(client, "/tables/my_data?id=eq.99") == (200, [])
     for wrong in ("?limit=10001", "?offset=5", "?nmae=eq.1", "?limit=1&limit=2", "?raw=2", "?format=xml"):
         status, problem = await get(client, "/tables/my_data" + wrong)
         assert (status, problem["code"]) == (400, "bad_request"), wrong
@@ -123,7 +122,7 @@ async def test_formats_hold_the_same(client: aiohttp.ClientSession, feed_of_serv
     feed_of_service.records = [{"id": n, "t": cell, "n": -n, "j": {"a": cell}} for n, cell in enumerate(HARD_CELLS)]
     await get(client, "/sync_data")
     status, text, headers = await ask(client, "/tables/my_data")
-    rows = json.loads(text)["rows"]
+    rows = json.loads(text)
     assert (status, headers["Content-Type"], [row["t"] for row in rows]) == (200, "application/json", HARD_CELLS)
     for path, accept in (("?format=ndjson", "*/*"), ("", "application/x-ndjson"), ("?limit=100", "application/jsonl")):
         _, lines, headers = await ask(client, "/tables/my_data" + path, Accept=accept)
@@ -142,6 +141,50 @@ async def test_formats_hold_the_same(client: aiohttp.ClientSession, feed_of_serv
     assert (written[0], written[2], written[-3], written[-1]) == ("t,n", "'+1,-1", ",-13", "")
     assert '"",-9' in written
     assert (await ask(client, "/tables/my_data", Accept="image/png"))[0] == 406
+    for accepted in ("application/json; charset=utf-8", "image/png, text/csv ;header=absent;q=0.1, */*;q=0.2"):
+        _, _, headers = await ask(client, "/tables/my_data", Accept=accepted)
+        assert headers["Content-Type"] == "application/json"
+
+
+async def test_rows_are_counted_where_that_is_asked_for(client: aiohttp.ClientSession) -> None:
+    """Where a page stands is told as PostgREST tells it, as far as it is known, and always if rows are counted."""
+    await get(client, "/sync_data")
+    exact = {"Prefer": 'return=minimal, count="exact"; x=1'}
+    found = {}
+    for query, headers in (
+        ("limit=15", {}), ("limit=15", exact), ("id=gt.50", {}), ("id=gt.50", exact), ("id=lt.10", exact),
+        ("limit=15&id=lt.20&format=csv", exact), ("limit=15", {"Prefer": "count=planned"}),
+    ):  # fmt: skip
+        status, _, told = await ask(client, f"/tables/my_data?{query}", **headers)
+        found[query, str(headers)] = status, told["Content-Range"], told.get("Preference-Applied")
+    assert list(found.values()) == [
+        (200, "0-14/*", None), (206, "0-14/40", "count=exact"), (200, "*/*", None), (200, "*/0", "count=exact"),
+        (200, "0-9/10", "count=exact"), (206, "0-14/20", "count=exact"), (200, "0-14/*", None),
+    ]  # fmt: skip
+    async with client.get("/tables/my_data?limit=15&order=name.desc") as response:
+        following = str(response.links["next"]["url"])
+    status, _, told = await ask(client, following, **exact)
+    assert (status, told["Content-Range"]) == (206, "15-29/40")
+    _, _, told = await ask(client, following)
+    assert "Content-Range" not in told
+    assert (await ask(client, "/tables/my_data", **exact, **{"If-None-Match": told["ETag"]}))[0] == 200
+    assert (await ask(client, "/tables/my_data", Range="0-9"))[0] == 400
+    assert (await ask(client, "/tables/my_data", Range="bytes=0-9"))[0] == 200
+
+
+async def test_one_row_as_an_object(client: aiohttp.ClientSession) -> None:
+    """Who accepts one object alone gets the row that was found, and no other answer if it is not the only one."""
+    await get(client, "/sync_data")
+    accept = "application/vnd.pgrst.object+json"
+    for path, told in (
+        ("?id=eq.3", {"id": 3, "name": "n3"}), ("?limit=1", {"id": 0, "name": "n0"}), ("/rows/7?select=id", {"id": 7}),
+        ("?id=eq.99", "No row was found"), ("?id=in.(1,2)", "Several rows were found"), ("?limit=2", "Several"),
+    ):  # fmt: skip
+        status, text, headers = await ask(client, f"/tables/my_data{path}", Accept=accept)
+        if isinstance(told, str):
+            assert (status, json.loads(text)["code"], told in text) == (406, "not_one_row", True)
+        else:
+            assert (status, headers["Content-Type"], json.loads(text)) == (200, accept, told)
 
 
 async def test_what_has_not_changed_is_not_given_again(
@@ -152,7 +195,7 @@ async def test_what_has_not_changed_is_not_given_again(
     for path in ("/tables/my_data", "/tables/my_data?format=csv", "/tables/my_data/rows/3"):
         _, _, headers = await ask(client, path)
         tag = headers["ETag"]
-        assert (headers["Cache-Control"], headers["Vary"]) == ("no-cache", "Accept, Authorization")
+        assert (headers["Cache-Control"], headers["Vary"]) == ("no-cache", "Accept, Authorization, Prefer")
         status, body, headers = await ask(client, path, **{"If-None-Match": f'"x", {tag}'})
         assert (status, body, headers["ETag"]) == (304, "", tag)
         other = f"{path}{'&' if '?' in path else '?'}select=name"
@@ -279,17 +322,16 @@ async def test_tables_that_sources_share(
         assert (await get(client, "/sync_data?source=all"))[0] == 200
         (table,) = (await get(client, "/tables"))[1]["tables"]
         assert (table["sources"], table["key"], table["live_rows"]) == (["eu", "us"], ["region", "id"], 4)
-        _, page = await get(client, "/tables/shared?limit=3")
-        assert [(row["region"], row["id"]) for row in page["rows"]] == [("eu", 1), ("eu", 2), ("us", 1)]
-        assert (await get(client, f"/tables/shared?after={page['next']}"))[1]["rows"] == [
-            {"region": "us", "id": 2, "n": 6}
-        ]
+        async with client.get("/tables/shared?limit=3") as response:
+            assert [(row["region"], row["id"]) for row in await response.json()] == [("eu", 1), ("eu", 2), ("us", 1)]
+            following = response.links["next"]["url"]
+        assert (await get(client, str(following)))[1] == [{"region": "us", "id": 2, "n": 6}]
         assert (await get(client, "/tables/shared/rows/us,1"))[1]["n"] == 5
         first, tag = (await get(client, "/runs"))[1]["runs"][0]["run"], (await ask(client, "/tables/shared"))[2]["ETag"]
         feed_of_service.records = [{"id": 2, "n": 7}]
         await get(client, "/sync_data?source=us")
-        assert [row["n"] for row in (await get(client, "/tables/shared"))[1]["rows"]] == [5, 6, 7]
-        assert [row["n"] for row in (await get(client, f"/tables/shared?as_of={first}"))[1]["rows"]] == [5, 6, 5, 6]
+        assert [row["n"] for row in (await get(client, "/tables/shared"))[1]] == [5, 6, 7]
+        assert [row["n"] for row in (await get(client, f"/tables/shared?as_of={first}"))[1]] == [5, 6, 5, 6]
         assert (await ask(client, "/tables/shared", **{"If-None-Match": tag}))[0] == 200
 
 

@@ -49,6 +49,7 @@ HTTP_STATUS: Mapping[type[errors.LockstepError], HTTPStatus] = MappingProxyType(
         errors.TooManyAttempts: HTTPStatus.TOO_MANY_REQUESTS,
         errors.CrossSiteRefused: HTTPStatus.FORBIDDEN,
         errors.NotFound: HTTPStatus.NOT_FOUND,
+        errors.NotOneRow: HTTPStatus.NOT_ACCEPTABLE,
         errors.BadRequest: HTTPStatus.BAD_REQUEST,
         errors.LockstepError: HTTPStatus.INTERNAL_SERVER_ERROR,
     }

@@ -122,7 +122,7 @@ def read_query(parameters: Iterable[tuple[str, str]]) -> Query:
         if UNSTORABLE.search(name + value):
             raise BadRequest("A parameter holds U+0000 or half of a character, which no text in PostgreSQL can.")
         if name == "offset":
-            raise BadRequest(NO_OFFSET, remedy="Follow `next` of the page before, as ?after=….")
+            raise BadRequest(NO_OFFSET, remedy="Follow the header Link of each page to the next one.")
         if name not in WORDS:
             filters.append(read_filter(name, value))
         elif name in given:

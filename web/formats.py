@@ -1,4 +1,4 @@
-"""How rows are written: as a JSON document, as NDJSON, or as CSV; and which of them a request wants."""
+"""How rows are written: as a JSON array, as one JSON object, as NDJSON, or as CSV; and what a request wants."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import msgspec
 from quart import request
+from werkzeug.datastructures import MIMEAccept
 from werkzeug.exceptions import NotAcceptable
 
 from errors import BadRequest
 from store.reading import Row
 
-FormatName = Literal["json", "ndjson", "csv"]
+FormatName = Literal["json", "object", "ndjson", "csv"]
 
 CONTENT_TYPES: dict[FormatName, str] = {
     "json": "application/json",
+    "object": "application/vnd.pgrst.object+json",
     "ndjson": "application/x-ndjson",
     "csv": "text/csv; charset=utf-8; header=present",
 }
 ACCEPTED: dict[str, FormatName] = {
     "application/json": "json",
+    "application/vnd.pgrst.object+json": "object",
     "application/x-ndjson": "ndjson",
     "application/ndjson": "ndjson",
     "application/jsonl": "ndjson",
@@ -62,11 +64,22 @@ class Format:
             return "".join(one_line(row[0] or "") + "\n" for row in rows).encode()
         return "".join(self._line(row, are_texts) for row in rows).encode()
 
-    def document(self, table: str, rows: Sequence[Row], following: str | None) -> bytes:
-        """Return a page of rows as a JSON document."""
-        beginning = b'{"table":' + msgspec.json.encode(table) + b',"rows":['
-        ending = b'],"next":' + msgspec.json.encode(following) + b"}"
-        return beginning + ",".join(row[0] or "" for row in rows).encode() + ending
+    @property
+    def in_pages(self) -> bool:
+        """Whether rows come in pages even where no limit is given."""
+        return self.name in ("json", "object")
+
+    def page(self, names: Sequence[str], rows: Sequence[Row], are_texts: Sequence[bool]) -> bytes:
+        """Return rows as a whole."""
+        if self.name == "object":
+            return self.row(names, rows[0], are_texts)
+        if self.name == "json":
+            return b"[" + ",".join(row[0] or "" for row in rows).encode() + b"]"
+        return self.head(names) + self.lines(rows, are_texts)
+
+    def row(self, names: Sequence[str], row: Row, are_texts: Sequence[bool]) -> bytes:
+        """Return one row alone."""
+        return (row[0] or "").encode() if self.in_pages else self.head(names) + self.lines([row], are_texts)
 
     def _line(self, row: Row, are_texts: Sequence[bool]) -> str:
         return ",".join(map(self._cell, row, are_texts)) + "\r\n"
@@ -100,7 +113,9 @@ def wanted_format() -> Format:
 def _accepted() -> FormatName:
     if not request.accept_mimetypes:
         return "json"
-    best = request.accept_mimetypes.best_match(list(ACCEPTED))
+    # What parameters say, such as a charset, makes no other format of it.
+    bare = MIMEAccept([(name.partition(";")[0].strip(), quality) for name, quality in request.accept_mimetypes])
+    best = bare.best_match(list(ACCEPTED))
     if best is None:
         raise NotAcceptable("Rows are given as application/json, application/x-ndjson or text/csv.")
     return ACCEPTED[best]

@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncGenerator, Sequence
 from http import HTTPStatus
-from urllib.parse import urlencode
 
 from quart import Response, request
 
 from definitions import Source
-from errors import BadRequest, NotFound
+from errors import BadRequest, NotFound, NotOneRow
 from store.database import Database
 from store.query import Query
 from store.reading import Page, Reading, Snapshot, most_exports, open_snapshot
 from web.exports import TOTAL_SECONDS, Exports
 from web.formats import Format
+from web.ranges import refuse_row_range, tell_range, wants_count
 
 SHOWN, MOST_SHOWN = 1_000, 10_000
 
@@ -29,14 +29,14 @@ async def rows_answer(
             f"The parameter limit must be a whole number from 1 to {MOST_SHOWN}.",
             remedy="Follow the pages by next, or ask for format=ndjson or format=csv without a limit for all rows.",
         )
+    refuse_row_range()
     async with open_snapshot(database, sources[0]) as snapshot:
         etag = entity_tag(snapshot, sources, query, form)
         if is_known(etag):
             return not_modified(etag)
         reading = await snapshot.read(query)
-        if form.name == "json" or query.limit is not None:
-            page = await reading.page(query.limit or SHOWN, json=form.json)
-            return _page(snapshot.table, reading, page, form, etag)
+        if form.in_pages or query.limit is not None:
+            return await _page(reading, query, form, etag)
     return await _export(database, sources[0], query, form, exports, etag)
 
 
@@ -52,9 +52,7 @@ async def row_answer(
         if found is None:
             raise await _no_row(snapshot, key or [], query)
         reading, row = found
-        if form.name == "json":
-            return _answer((row[0] or "").encode(), form, etag)
-        return _answer(form.head(reading.names) + form.lines([row], reading.are_texts), form, etag)
+        return _answer(form.row(reading.names, row, reading.are_texts), form, etag)
 
 
 async def _no_row(snapshot: Snapshot, key: Sequence[str], query: Query) -> NotFound:
@@ -96,16 +94,25 @@ async def _chunks(database: Database, source: Source, query: Query, form: Format
             yield form.lines(rows, reading.are_texts)
 
 
-def _page(table: str, reading: Reading, page: Page, form: Format, etag: str | None) -> Response:
-    if form.name == "json":
-        response = _answer(form.document(table, page.rows, page.next), form, etag)
+async def _page(reading: Reading, query: Query, form: Format, etag: str | None) -> Response:
+    extent = await reading.extent() if wants_count() else None
+    if form.name == "object":
+        page = await _only_row(reading, query.limit)
     else:
-        response = _answer(form.head(reading.names) + form.lines(page.rows, reading.are_texts), form, etag)
-    if page.next is not None:
-        parameters = [(name, value) for name, value in request.args.items(multi=True) if name != "after"]
-        # Without a path it is right behind any proxy.
-        response.headers["Link"] = f'<?{urlencode([*parameters, ("after", page.next)])}>; rel="next"'
+        page = await reading.page(query.limit or SHOWN, json=form.json)
+    response = _answer(form.page(reading.names, page.rows, reading.are_texts), form, etag)
+    tell_range(response, page, extent, is_first=query.after is None)
     return response
+
+
+async def _only_row(reading: Reading, limit: int | None) -> Page:
+    """Return the page that has one row; NotOneRow if it has none or several."""
+    page = await reading.page(1, json=True)
+    if not page.rows:
+        raise NotOneRow("No row was found, so there is none to show as one object.")
+    if page.next is not None and limit != 1:
+        raise NotOneRow("Several rows were found, which cannot be shown as one object.")
+    return page
 
 
 def entity_tag(snapshot: Snapshot, sources: Sequence[Source], query: Query, form: Format) -> str | None:
@@ -116,7 +123,8 @@ def entity_tag(snapshot: Snapshot, sources: Sequence[Source], query: Query, form
     purged = query.deleted != "exclude" and any(source.purge_after_days is not None for source in sources)
     if snapshot.version is None or purged:
         return None
-    asked = (snapshot.version, request.path, request.query_string.decode("latin-1"), form.name)
+    counted = "counted" if wants_count() else ""
+    asked = (snapshot.version, request.path, request.query_string.decode("latin-1"), form.name, counted)
     return hashlib.blake2s("\n".join(asked).encode(), digest_size=16).hexdigest()
 
 
@@ -142,5 +150,5 @@ def _with_headers(response: Response, etag: str | None) -> Response:
         response.set_etag(etag, weak=True)
     response.timeout = TOTAL_SECONDS  # the usual minute is short for large pages and slow clients
     response.headers["Cache-Control"] = "no-cache"
-    response.headers["Vary"] = "Accept, Authorization"
+    response.headers["Vary"] = "Accept, Authorization, Prefer"
     return response
