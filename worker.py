@@ -21,7 +21,7 @@ from pgqueuer.domain.models import Job
 
 import telemetry
 from definitions import RunMode, Source, Sources
-from errors import LockstepError, MirrorBusy, NotFound, RunInterrupted, SourceCooling, SourcePaused
+from errors import DatabaseError, LockstepError, MirrorBusy, NotFound, RunInterrupted, SourceCooling, SourcePaused
 from models import Report
 from schedules import ticks_of
 from store import job_engine, jobs
@@ -35,7 +35,7 @@ POLL_SECONDS = 1.0
 LOOK_AHEAD, QUICK_SECONDS, AVERAGED = 2, 0.5, 16
 """How many times the jobs that it works on a worker has, while as many jobs as tell that were quick on average."""
 BUSY_SECONDS, LONGEST_BUSY_SECONDS = 1.0, 15.0
-"""How long a job waits before it looks again whether the mirror's other run has ended; each time longer."""
+"""How long a job waits before it looks again whether the other run of its mirror has ended; each time longer."""
 UNKNOWN_SECONDS, MOST_UNKNOWN = 2.0, 10
 """How long a job that this node's file has no source for is left to others, and how often."""
 UNKNOWN_REMEDY = "Give all nodes the same SOURCES_FILE, and start them again."
@@ -197,16 +197,15 @@ class Worker:
             log.info("job_handed_back", source=order.source, mode=order.mode, cause=error.cause)
             raise RetryRequested from None
         except MirrorBusy as error:
-            if not job.attempts:
-                log.info("job_waits", source=order.source, mode=order.mode, cause=error.cause)
-            delay_seconds = min(BUSY_SECONDS * 1.5**job.attempts, LONGEST_BUSY_SECONDS)
-            raise RetryRequested(timedelta(seconds=delay_seconds)) from None
+            raise _later(order, job, error) from None
         except (SourcePaused, SourceCooling) as error:
             log.debug("tick_skipped", source=order.source, mode=order.mode, reason=error.cause)
         except LockstepError as error:
-            if error.run is None:  # otherwise the run has told it
-                told = {"code": error.code, "cause": error.cause, "remedy": error.remedy}
-                log.exception("job_failed", source=order.source, mode=order.mode, **told)
+            if error.run is not None:
+                return  # it has told what happened, and stands in its row
+            if isinstance(error, DatabaseError):
+                raise _later(order, job, error) from None  # there was not even a run
+            log.exception("job_failed", source=order.source, mode=order.mode, **_told(error))
 
     def _source_of(self, order: Order, job: Job) -> Source:
         """Return the source; one that this node's file does not have is left to nodes that do."""
@@ -216,3 +215,19 @@ class Worker:
         if source is None:
             raise NotFound(f"No worker has a source {order.source!r} in its file.", remedy=UNKNOWN_REMEDY)
         return source
+
+
+def busy_wait(attempts: int) -> timedelta:
+    """Return how long a job waits that found so many times already that it has to."""
+    return timedelta(seconds=min(BUSY_SECONDS * 1.5 ** min(attempts, 20), LONGEST_BUSY_SECONDS))
+
+
+def _later(order: Order, job: Job, error: LockstepError) -> RetryRequested:
+    """Return what hands a job back for a while; why is told once."""
+    if not job.attempts:
+        log.info("job_waits", source=order.source, mode=order.mode, **_told(error))
+    return RetryRequested(busy_wait(job.attempts))
+
+
+def _told(error: LockstepError) -> dict[str, str]:
+    return {"code": error.code, "cause": error.cause, "remedy": error.remedy}

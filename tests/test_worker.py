@@ -26,6 +26,7 @@ from tests.feed_server import Answer, FeedServer, Silence
 from tests.postgres import connect
 from tests.service import free_port
 from tests.working import Connection, all_due, source, until, working
+from worker import busy_wait
 
 HOUSE = Path(__file__).parents[1]
 RECORDS = b'[{"id": 1}, {"id": 2}]'
@@ -105,6 +106,13 @@ async def test_a_job_waits_for_another_run_of_its_mirror(
         await until(sql, JOBS, expected=0)
     assert await sql.fetchval(ENDED) == "succeeded,unchanged"
     assert "job_waits" in capsys.readouterr().out
+
+
+def test_a_job_that_waits_for_long_looks_again_at_intervals() -> None:
+    """A job that has to wait looks again soon at first, then less often, and never stops doing so."""
+    waits = [busy_wait(attempts).total_seconds() for attempts in (0, 1, 5, 8, 100_000)]
+    assert waits == sorted(waits)
+    assert (waits[0], waits[-1]) == (1, 15)
 
 
 async def test_a_worker_outlives_lost_connections(
