@@ -45,11 +45,12 @@ def numbered(numbers: Sequence[int] | range, **values: Any) -> list[dict[str, An
     return [{"id": number, **(values or {"v": number})} for number in numbers]
 
 
-async def until_waiting(engine: Engine) -> None:
-    """Wait until a session of the service waits for a lock."""
-    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'lockstep'"
+async def until_waiting(engine: Engine, *, milliseconds: int = 0) -> None:
+    """Wait until a session of the service has waited for a lock, for so long."""
+    query = """SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'lockstep'
+                  AND datname = current_database() AND clock_timestamp() - query_start > $1 * interval '1 ms'"""
     deadline = time.monotonic() + 10
-    while not await engine.sql.fetchval(query):
+    while not await engine.sql.fetchval(query, milliseconds):
         assert time.monotonic() < deadline, "nobody waits"
         await asyncio.sleep(0.01)
 
@@ -232,8 +233,7 @@ class TestAtTheSameTime:
         await eu.sql.execute("SELECT FROM lockstep.mirrors WHERE scope = '' FOR SHARE")
         us.serve(numbered([1], v=0.5))
         run = asyncio.create_task(us.sync_unaccounted())
-        await until_waiting(eu)
-        await asyncio.sleep(0.05)  # longer than the time-out: nothing can be waited for, since nothing is to happen
+        await until_waiting(eu, milliseconds=50)
         assert not run.done()
         await writing.rollback()
         assert (await run).counts.updated == 1
