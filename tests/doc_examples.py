@@ -31,6 +31,7 @@ VOLATILE = (
     (r"\d{4}-\d{2}-\d{2}[T ]?\d{2}:\d{2}:\d{2}(?:\.\d+)?(?:Z|[+-]\d{2}:?\d{2}|UTC)?",) * 2,
     (r'"(?:duration_ms|latency_ms|age_seconds|retry_after_seconds|body_bytes)":\d+(?:\.\d+)?', r'"\w+":\d+(?:\.\d+)?'),
     (r"in\d+\.\d+s", r"in\d+\.\d+s"),
+    (r"duration_ms=\d+", r"duration_ms=\d+"),
     (r'"[0-9a-f]{1,4}-[0-9a-f]{16}"', r'"[0-9a-f]{1,4}-[0-9a-f]{16}"'),
 )
 """What differs from day to day, as it stands on a page without white space, and what may stand in its place."""
@@ -93,7 +94,9 @@ class Reader:
         self._services: list[asyncio.subprocess.Process] = []
         self._environment = {**os.environ, **environment, "COLUMNS": "200", "NO_COLOR": "1"}
         (home / ".venv/bin").mkdir(parents=True)
-        (home / ".venv/bin/python").symlink_to(sys.executable)
+        python = home / ".venv/bin/python"  # a link would not find the packages of the environment that it leads to
+        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
+        python.chmod(0o755)
         for name in ("app.py", "cli.py"):
             (home / name).symlink_to(ROOT / name)
 
