@@ -7,6 +7,8 @@ handlers: the console, and a file that several processes may share and that is r
 from __future__ import annotations
 
 import asyncio
+import html
+import json
 import logging
 import re
 import sys
@@ -54,6 +56,9 @@ HIDDEN = "***"
 SHORTEST_SECRET = 4
 """Shorter values are not searched for: hiding every "a" would hide the log, and URLs are covered by their form."""
 
+_CUT = "…"
+"""Stands where an excerpt ends."""
+
 _secrets: list[str] = []
 
 _SECRET_NAME = r"[\w.\-]*(?:api_?-?key|apikey|secret|token|passw(?:or)?d|passphrase|pwd|credential|signature)[\w.\-]*"  # noqa: S105 (a pattern)
@@ -70,6 +75,8 @@ _PATTERNS = (
     # Service tokens and JSON web tokens, wherever they were put by mistake.
     (re.compile(r"(?<![\w\-])(?:ls_[\w\-]{20,}|eyJ[\w\-]{8,}\.[\w\-]+\.[\w\-]*)"), HIDDEN),
 )
+_CAREFULLY_ESCAPED = re.compile(r"\\u[0-9a-f]{4}|[&'+<>`]")
+"""What some writers of JSON escape by number, in capitals, besides quotes."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]|[\ud800-\udfff]")
 
 
@@ -90,20 +97,53 @@ def bind(**fields: object) -> None:
 
 
 def register_secrets(secrets: Iterable[str]) -> None:
-    """Hide these values, and their percent-encoded forms, wherever they turn up."""
-    found = {
-        form
-        for secret in secrets
-        if len(secret) >= SHORTEST_SECRET
-        for form in (secret, quote(secret, safe=""), quote(secret), quote_plus(secret), repr(secret)[1:-1])
-    }
-    _secrets[:] = sorted(found.union(_secrets), key=len, reverse=True)
+    """Hide these values, however they are spelt, wherever they turn up."""
+    _secrets[:] = sorted(spellings(secrets).union(_secrets), key=len, reverse=True)
+
+
+def hide(text: str, secrets: Iterable[str]) -> str:
+    """Return `text` with these values hidden, however they are spelt, and where an excerpt cuts them."""
+    return _hide(text, sorted(spellings(secrets), key=len, reverse=True))
+
+
+def _hide(text: str, forms: Iterable[str]) -> str:
+    for form in forms:
+        text = text.replace(form, HIDDEN)
+        if _CUT in text and form[:SHORTEST_SECRET] in text:
+            for length in range(len(form) - 1, SHORTEST_SECRET - 1, -1):
+                text = text.replace(f"{form[:length]}{_CUT}", f"{HIDDEN}{_CUT}")
+    return text
+
+
+def spellings(secrets: Iterable[str]) -> set[str]:
+    """Return how secrets may turn up; those that are too short to be searched for are left out."""
+    return {form for secret in secrets if len(secret) >= SHORTEST_SECRET for form in _spellings(secret)}
+
+
+def _spellings(secret: str) -> set[str]:
+    """Return what a secret looks like as it is, in a URL, in Python, in HTML, in JSON, and in JSON inside of JSON."""
+    in_json = _in_json(secret)
+    nested = {form for once in in_json for form in _in_json(once)}
+    in_url = {quote(secret, safe=""), quote(secret), quote_plus(secret)}
+    return {secret, repr(secret)[1:-1], escape(secret), html.escape(secret), *in_url, *in_json, *nested}
+
+
+def _in_json(text: str) -> set[str]:
+    """Return how JSON spells a text: with or without escapes for letters, slashes, and what means something in HTML."""
+    plain = {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
+    slashed = {form.replace("/", r"\/") for form in plain}
+    careful = _CAREFULLY_ESCAPED.sub(lambda match: _code(match[0]), json.dumps(text)[1:-1].replace(r"\"", _code('"')))
+    return {*plain, *slashed, careful}
+
+
+def _code(character: str) -> str:
+    """Return the JSON escape of a character, or of what is one already, with its letters in capitals."""
+    return rf"\u{character[2:].upper() or f'{ord(character):04X}'}"
 
 
 def redact(text: str) -> str:
     """Return `text` with registered secrets, userinfo in URLs, credentials in queries and headers hidden."""
-    for secret in _secrets:
-        text = text.replace(secret, HIDDEN)
+    text = _hide(text, _secrets)
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
     return text

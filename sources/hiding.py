@@ -6,18 +6,15 @@ import re
 from base64 import b64encode
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from urllib.parse import quote, quote_plus, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from definitions import ApiKeyAuth, BasicAuth, BearerAuth, OAuth2Auth, Source
 from errors import SourceError
-from sources.verdict import EXCERPT_CHARACTERS
+from telemetry import hide
 
-_MASK = "***"
 _SECRET_NAME = re.compile(r"key|token|secret|pass|pwd|auth|sig|credential", re.IGNORECASE)
-_SHORTEST = 4
-"""Shorter values are left alone: hiding every `1` would leave nothing to read."""
 _SHORTEST_UNNAMED = 8
-"""The same for headers and parameters whose name does not say that they are secret."""
+"""Shorter values of headers and parameters whose name does not say that they are secret are left to be read."""
 
 
 def names_secret(name: str) -> bool:
@@ -53,21 +50,6 @@ def hidden(secrets: Collection[str]) -> Iterator[None]:
         yield
     except SourceError as exc:
         # Changed in place, so that the traceback and whatever it was raised from stay with it.
-        exc.cause = mask(exc.cause, secrets)
+        exc.cause = hide(exc.cause, secrets)
         exc.args = (exc.cause,)
         raise
-
-
-def mask(text: str, secrets: Collection[str]) -> str:
-    """Return `text` with these values masked, in their percent-encoded forms too, and where an excerpt cuts them."""
-    forms = {
-        form
-        for secret in secrets
-        if len(secret) >= _SHORTEST
-        for form in (secret, quote(secret, safe=""), quote_plus(secret))
-    }
-    for form in sorted(forms, key=len, reverse=True):
-        text = text.replace(form, _MASK)
-        for length in range(min(len(form), EXCERPT_CHARACTERS), _SHORTEST - 1, -1):
-            text = text.replace(f"{form[:length]}…", f"{_MASK}…")
-    return text

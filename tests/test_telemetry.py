@@ -55,10 +55,17 @@ def test_what_is_no_secret_stays(text: str) -> None:
 
 
 def test_registered_secrets_are_hidden_in_every_spelling() -> None:
-    """A secret from the settings is hidden plain, percent-encoded and as Python writes it."""
-    telemetry.register_secrets(["p/w d'\\é", ""])
-    for spelling in ("p/w d'\\é", "p%2Fw%20d%27%5C%C3%A9", "p%2Fw+d%27%5C%C3%A9", repr("p/w d'\\é")[1:-1]):
+    """A secret from the settings is hidden plain, percent-encoded, and as Python, HTML and writers of JSON have it."""
+    telemetry.register_secrets(["p/w d'\\é\"", ""])
+    in_json = [r"p/w d'\\\u00e9\"", r"p/w d'\\é\"", r"p\/w d'\\\u00e9\"", r"p/w d\u0027\\\u00E9\u0022"]
+    for spelling in (
+        *("p/w d'\\é\"", "p%2Fw%20d%27%5C%C3%A9%22", "p%2Fw+d%27%5C%C3%A9%22", repr("p/w d'\\é\"")[1:-1]),
+        *in_json,
+        *(json.dumps(spelling)[1:-1] for spelling in in_json),
+        "p/w d&#x27;\\é&quot;",
+    ):
         assert telemetry.redact(f"before {spelling} after") == "before *** after"
+    assert telemetry.redact('an excerpt: {"x": "p/w d…') == 'an excerpt: {"x": "***…'
 
 
 def test_one_event_is_one_line(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import traceback
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from definitions import ApiKeyAuth, BasicAuth, BearerAuth
 from errors import SourceError, SourceInvalid, SourceRefused
 from sources import open_feed
-from sources.hiding import mask
+from telemetry import hide
 from tests.feed_server import Answer, FeedServer, Request, redirect
 from tests.sources.support import fetch, source
 
@@ -171,8 +172,15 @@ async def test_no_secret_is_told(answer: Any, details: Any) -> None:
 
 def test_a_secret_that_an_excerpt_cuts_is_masked() -> None:
     """The beginning of a secret at the end of an excerpt is one too; short values are left to be read."""
-    assert mask("see tw33t/sec…", [SECRET]) == "see ***…"
-    assert mask("1 of 100", ["1", "100"]) == "1 of 100"
+    assert hide("see tw33t/sec…", [SECRET]) == "see ***…"
+    assert hide("1 of 100", ["1", "100"]) == "1 of 100"
+
+
+def test_a_secret_in_json_is_masked() -> None:
+    """A source that repeats what it was sent writes it as JSON does, maybe twice."""
+    secret = 'tw"33\\t/ü'
+    for told in (json.dumps({"pw": secret}), json.dumps({"body": json.dumps({"pw": secret})})):
+        assert "33" not in hide(told, [secret])
 
 
 async def test_a_post_is_never_conditional() -> None:
