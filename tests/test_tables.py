@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import pytest
@@ -92,9 +93,17 @@ async def test_pages_lead_to_each_other(client: aiohttp.ClientSession) -> None:
             path = str(link["url"]) if link else ""
     assert (found, path) == (list(range(38)), "")
     assert await get(client, "/tables/my_data?id=eq.99") == (200, [])
-    for wrong in ("?limit=10001", "?offset=5", "?nmae=eq.1", "?limit=1&limit=2", "?raw=2", "?format=xml"):
-        status, problem = await get(client, "/tables/my_data" + wrong)
-        assert (status, problem["code"]) == (400, "bad_request"), wrong
+    for wrong in (
+        "?limit=10001",
+        "?offset=5",
+        "?nmae=eq.1",
+        "?limit=1&limit=2",
+        "?raw=2",
+        "?format=xml",
+        "?name=eq.%ff",
+    ):
+        status, text, _ = await ask(client, "/tables/my_data" + wrong)
+        assert (status, json.loads(text)["code"]) == (400, "bad_request"), wrong
     assert (await get(client, "/tables/mydata"))[1]["remedy"] == "Did you mean my_data or public.my_data?"
 
 
@@ -229,13 +238,14 @@ async def test_one_row(client: aiohttp.ClientSession, feed_of_service: Feed) -> 
 
 async def test_keys_that_look_like_routes(client: aiohttp.ClientSession, feed_of_service: Feed) -> None:
     """A key may hold slashes and commas, and end like the route to the history does."""
-    feed_of_service.records = [{"id": "a/history", "name": "x"}, {"id": "a//,b", "name": "y"}]
+    keys = ["a/history", "a//,b", "/", "//x", "", "two\nlines\n", "\r", " "]
+    feed_of_service.records = [{"id": key, "name": key} for key in keys]
     await get(client, "/sync_data")
-    for key, name in (("a%2Fhistory", "x"), ("a%2F%2F%2Cb", "y")):
-        _, text, _ = await ask(client, f"/tables/my_data/rows/{key}")
-        assert json.loads(text)["name"] == name
-    _, text, _ = await ask(client, "/tables/my_data/rows/a%2Fhistory/history")
-    assert json.loads(text)["key"] == {"id": "a/history"}
+    for key in keys:
+        path = f"/tables/my_data/rows/{quote(key, safe='')}"
+        assert json.loads((await ask(client, path))[1]) == {"id": key, "name": key}
+        assert json.loads((await ask(client, f"{path}/history"))[1])["key"] == {"id": key}
+    assert (await ask(client, "/tables/my_data/rows"))[0] == 404
 
 
 def resident() -> int:

@@ -6,10 +6,11 @@ import difflib
 import re
 from collections.abc import Sequence
 from typing import Any, cast
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
 from quart import Blueprint, Response, current_app, request
 from quart.blueprints import BlueprintSetupState
+from werkzeug.routing import BaseConverter
 
 from definitions import Source
 from errors import BadRequest, NotFound
@@ -25,17 +26,26 @@ from web.rows import row_answer, rows_answer
 from web.service import current_service
 
 SHOWN, MOST_SHOWN = 100, 1_000
-KEY_IN_PATH = re.compile(rb"/tables/[^/]+/rows/(.+)/history")
-ROW_IN_PATH = re.compile(rb"/tables/[^/]+/rows/(.+)")
+KEY_IN_PATH = re.compile(rb"/tables/[^/]+/rows/(.*)/history")
+ROW_IN_PATH = re.compile(rb"/tables/[^/]+/rows/(.*)")
 EXPORTS = "lockstep.exports"
 
 blueprint = Blueprint("tables", __name__)
 
 
+class AnyText(BaseConverter):
+    """A part of a path that may hold anything, line breaks and slashes too, or nothing at all."""
+
+    regex = r"[\s\S]*?"
+    part_isolating = False
+    weight = 200
+
+
 @blueprint.record_once
-def count_exports(state: BlueprintSetupState) -> None:
-    """Have every application count its own exports."""
+def set_up(state: BlueprintSetupState) -> None:
+    """Have every application count its own exports, and know keys in paths."""
     state.app.extensions[EXPORTS] = Exports()
+    state.app.url_map.converters["any_text"] = AnyText
 
 
 @blueprint.get("/tables")
@@ -51,22 +61,22 @@ async def list_tables() -> Response:
 async def list_rows(table: str) -> Response:
     """Show rows of a mirror: those that the parameters ask for, in the format that is wanted."""
     sources, form = sources_of(table), wanted_format()
-    query = read_query(request.args.items(multi=True))
+    query = read_query(parameters_sent())
     exports = cast("Exports", current_app.extensions[EXPORTS])
     return await rows_answer(current_service().database, sources, query, form, exports)
 
 
-@blueprint.get("/tables/<table>/rows/<path:key>", merge_slashes=False)
+@blueprint.get("/tables/<table>/rows/<any_text:key>", merge_slashes=False)
 async def show_row(table: str, key: str) -> Response:  # noqa: ARG001 # read from the path as it was sent
     """Show one row of a mirror."""
     parameters.only("select", "deleted", "as_of", "format", "raw")
     sources, form = sources_of(table), wanted_format()
-    query = read_query(request.args.items(multi=True))
+    query = read_query(parameters_sent())
     parts = key_parts(request.scope["raw_path"], ROW_IN_PATH)
     return await row_answer(current_service().database, sources, parts, query, form)
 
 
-@blueprint.get("/tables/<table>/rows/<path:key>/history", merge_slashes=False)
+@blueprint.get("/tables/<table>/rows/<any_text:key>/history", merge_slashes=False)
 async def show_history(table: str, key: str) -> Response:
     """Show what runs did to a row, newest first; `next` is the `before` of the next page, null on the last."""
     if not request.scope["raw_path"].endswith(b"/history"):
@@ -93,6 +103,15 @@ async def show_history(table: str, key: str) -> Response:
             "next": found.changes[limit - 1].seq if len(found.changes) > limit else None,
         }
     )
+
+
+def parameters_sent() -> list[tuple[str, str]]:
+    """Return the parameters; BadRequest if they are no UTF-8, for then some would be read as other ones."""
+    try:
+        unquote_to_bytes(request.query_string).decode()
+    except UnicodeDecodeError as exc:
+        raise BadRequest("The parameters are not UTF-8.", remedy="Percent-encode the bytes of UTF-8.") from exc
+    return list(request.args.items(multi=True))
 
 
 def sources_of(table: str) -> Sequence[Source]:
