@@ -217,10 +217,18 @@ def propose_total(sample: Sample, headers: Mapping[str, str], *, is_paged: bool)
         if headers.get(header, "").isdecimal() and agrees(int(headers[header])):
             return DeclaredTotal(header=header)
     for path, value in _scalars(sample):
-        plain = path[-1].lower().replace("_", "").replace("-", "")
-        if plain in TOTAL_NAMES and type(value) is int and agrees(value):
+        if _plain(path[-1]) in TOTAL_NAMES and type(value) is int and agrees(value):
             return DeclaredTotal(path=path)
     return None
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
+
+
+def _tells_total(name: str) -> bool:
+    plain = _plain(name)
+    return plain in TOTAL_NAMES or (plain.startswith("total") and "page" not in plain)
 
 
 def _scalars(sample: Sample) -> Iterator[tuple[Path, Any]]:
@@ -259,11 +267,7 @@ def _warnings(sample: Sample, key: Key | None, paging: Paging | None, headers: M
         if any(NEXT_URL.fullmatch(path[-1]) and value is None for path, value in _scalars(sample)):
             yield "The answer names a next page, but has none here: if there may be more, set `paging`."
         told = [int(value) for name in TOTAL_HEADERS if (value := headers.get(name, "")).isdecimal()]
-        told += [
-            value
-            for path, value in _scalars(sample)
-            if path[-1].lower().startswith("total") and "page" not in path[-1].lower() and type(value) is int
-        ]
+        told += [value for path, value in _scalars(sample) if type(value) is int and _tells_total(path[-1])]
         if max(told, default=0) > seen + sample.others:
             yield (
                 f"The source says that there are {max(told):,} records, but this answer has {seen:,}, and nothing tells"

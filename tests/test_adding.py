@@ -180,6 +180,7 @@ def test_a_link_header_wins() -> None:
         ({"meta": {"total_count": 25}}, {}, DeclaredTotal(path=("meta", "total_count")), False),
         ({}, {"X_Total_Count": "25"}, DeclaredTotal(header="X-Total-Count"), False),
         ({"total": 90}, {}, None, True),
+        ({"count": 90}, {}, None, True),
         ({}, {"X_Total_Count": "90"}, None, True),
         ({"total": 90, "next": NEXT}, {}, DeclaredTotal(path=("total",)), False),
         ({"count": 25, "next": NEXT}, {}, None, False),
