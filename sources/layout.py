@@ -112,6 +112,7 @@ class Layout:
         rejections: Rejections,
         position: int = 0,
     ) -> None:
+        """Take what is known of a body; `position` is the place of its first record, above 0 after other pages."""
         self._source = source
         self._position = position
         self._content_type = content_type
@@ -148,6 +149,8 @@ class Layout:
     def finish(self) -> Iterator[Batch | None]:
         """Cut what is left; raise unless the body is complete and valid."""
         if self._document is None:
+            if self._is_page_without_lines():
+                return
             self._document = self._recognise(is_all=True)
             if self._document is None:
                 raise SourceInvalid("The answer is empty, which does not say that there are no records.")
@@ -199,6 +202,12 @@ class Layout:
             rejections=self._rejections,
             position=self._position,
         )
+
+    def _is_page_without_lines(self) -> bool:
+        """Tell whether nothing means no records: after other pages, if it is said to be lines, and to be whole."""
+        is_further_page = self._position > 0 and self._source.format == "ndjson"
+        says_lines = self._content_type in LINE_TYPES and self._end_is_marked
+        return is_further_page and says_lines and not self._head.strip(WHITESPACE)
 
     def _check_head(self) -> None:
         if len(self._head) > self._source.max_record_bytes:

@@ -108,3 +108,21 @@ async def test_another_refusal_is_one(status: int) -> None:
     async with FeedServer([first, Answer(status=status)]) as server:
         with pytest.raises(SourceRefused):
             await fetch(paged(server.url, OFFSET, records=(), total=TOTAL))
+
+
+@pytest.mark.parametrize("paging", [UNSIZED, NUMBER, OFFSET])
+async def test_no_more_lines(paging: Paging) -> None:
+    """An empty answer of the type of lines is an empty page after others; of any other type it is none."""
+    for kind, ends in (("application/x-ndjson", True), ("text/html", False), (None, False)):
+        lines = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS[:SIZE])
+        pages = [Answer(body=lines, content_type="application/x-ndjson"), Answer(content_type=kind)]
+        async with FeedServer(pages) as server:
+            if ends:
+                _, records = await fetch(paged(server.url, paging, records=()))
+                assert ids(records) == list(range(SIZE))
+                continue
+            with pytest.raises(SourceInvalid, match="Page 2: The answer is empty"):
+                await fetch(paged(server.url, paging, records=()))
+    async with FeedServer(Answer(content_type="application/x-ndjson")) as server:
+        with pytest.raises(SourceInvalid, match="does not say that there are no records"):
+            await fetch(paged(server.url, paging, records=(), format="ndjson"))
