@@ -85,25 +85,27 @@ class Undo:
 
     async def prepare(self, session: AsyncSession) -> int:
         """Put the run's changes beside the rows they were made to; return how many there are."""
-        keys = ", ".join(f"{_name(key)} {self._types[key]}" for key in self.mirror.key_columns)
+        # The key's columns have names of their own here, for in the mirror they may have those of the others.
+        own = [f"key_{place}" for place in range(len(self._keys))]
+        typed = ", ".join(f"{name} {self._types[key]}" for name, key in zip(own, self.mirror.key_columns, strict=True))
         await self._execute(
             session,
-            f"CREATE TEMPORARY TABLE _lockstep_undo (seq bigint, op text, key jsonb, changes jsonb, {keys},"
+            f"CREATE TEMPORARY TABLE _lockstep_undo (seq bigint, op text, key jsonb, changes jsonb, {typed},"
             " live boolean, found jsonb, was jsonb, wanted jsonb) ON COMMIT DROP",
         )
-        typed = ", ".join(f"(k).{key}" for key in self._keys)
+        parts = ", ".join(f"(k).{key} AS {name}" for name, key in zip(own, self._keys, strict=True))
         is_there = f"m.{self._keys[0]} IS NOT NULL"
         await self._execute(
             session,
             f"""
             WITH c AS MATERIALIZED (
-                SELECT seq, op, key, changes, {typed}, COALESCE({_side("changes", 0)}, '{{}}') AS was
+                SELECT seq, op, key, changes, {parts}, COALESCE({_side("changes", 0)}, '{{}}') AS was
                   FROM (SELECT c.*, jsonb_populate_record(NULL\\:\\:{self._table}, {_by_column("c.key")}) AS k
                           FROM lockstep.changes c WHERE c.run = :run) c)
-            INSERT INTO _lockstep_undo (seq, op, key, changes, {", ".join(self._keys)}, live, found, was)
-            SELECT {", ".join(f"c.{name}" for name in ("seq", "op", "key", "changes", *self._keys))},
+            INSERT INTO _lockstep_undo (seq, op, key, changes, {", ".join(own)}, live, found, was)
+            SELECT {", ".join(f"c.{name}" for name in ("seq", "op", "key", "changes", *own))},
                    CASE WHEN {is_there} THEN m.{_name(DELETED_AT)} IS NULL END, {_by_field("m")}, c.was
-              FROM c LEFT JOIN {self._table} m ON {self._same_key("m", "c")}
+              FROM c LEFT JOIN {self._table} m ON {self._same_key("c")}
             """,
         )
         await self._execute(
@@ -144,9 +146,9 @@ class Undo:
         missing = "(SELECT jsonb_object_agg(f, NULL) FROM jsonb_object_keys(u.found) f)"
         target = f"CASE u.op WHEN 'deleted' THEN COALESCE({missing}, '{{}}') || u.was ELSE u.was END"
         names = ", ".join(self._others)
-        record = f"jsonb_populate_record(m, {_by_column(target)})"
+        record = f"jsonb_populate_record(m.*, {_by_column(target)})"
         values = f"({names}) = (SELECT {names} FROM {record} r), " if names else ""
-        matching = f"FROM _lockstep_undo u WHERE {self._same_key('m', 'u')} AND u.wanted"
+        matching = f"FROM _lockstep_undo u WHERE {self._same_key('u')} AND u.wanted"
         await self._execute(session, f"UPDATE {self._table} m SET {values}{stamps} = NULL {matching} IS NOT NULL")
         if self.hard:
             await self._replace(session)
@@ -169,13 +171,13 @@ class Undo:
         )
         await self._execute(
             session,
-            f"DELETE FROM {self._table} m USING _lockstep_undo u WHERE {self._same_key('m', 'u')} AND u.wanted IS NULL",
+            f"DELETE FROM {self._table} m USING _lockstep_undo u WHERE {self._same_key('u')} AND u.wanted IS NULL",
         )
 
     async def select_inexact(self, session: AsyncSession) -> Obstacles:
         """Return the rows that do not hold the values that they were given, because a column's type is another now."""
         inexact = f"""
-              FROM _lockstep_undo mine JOIN {self._table} m ON {self._same_key("m", "mine")}
+              FROM _lockstep_undo mine JOIN {self._table} m ON {self._same_key("mine")}
              WHERE {_by_field("m")} <> COALESCE(mine.wanted, mine.found)
         """
         return await self._obstacles(session, inexact)
@@ -212,8 +214,8 @@ class Undo:
         found = (await session.execute(typed, {**self._values, **values})).one()
         return Obstacles(count=found.rows, keys=tuple(found.keys or ()), runs=tuple(found.runs or ()))
 
-    def _same_key(self, one: str, other: str) -> str:
-        return " AND ".join(f"{one}.{key} = {other}.{key}" for key in self._keys)
+    def _same_key(self, undone: str) -> str:
+        return " AND ".join(f"m.{key} = {undone}.key_{place}" for place, key in enumerate(self._keys))
 
     async def _execute(self, session: AsyncSession, statement: str, **values: object) -> None:
         await session.execute(sa.text(statement), {**self._values, **values})
@@ -240,7 +242,7 @@ def _by_field(row: str) -> str:
     """Spell a row of the mirror as an object of its source's fields, without nulls."""
     return (
         "(SELECT COALESCE(jsonb_object_agg(n.key, e.value), '{}') FROM jsonb_each(to_jsonb("
-        f"{row})) e JOIN jsonb_each_text(CAST(:names AS jsonb)) n ON n.value = e.key WHERE e.value <> 'null')"
+        f"{row}.*)) e JOIN jsonb_each_text(CAST(:names AS jsonb)) n ON n.value = e.key WHERE e.value <> 'null')"
     )
 
 

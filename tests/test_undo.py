@@ -72,6 +72,18 @@ class TestUndo:
         assert live(await engine.state()) == live(before)
         assert undone.counts == Counts(updated=1, restored=1, deleted=2)
 
+    async def test_a_field_may_have_any_name(self, engine: Engine) -> None:
+        """Fields, and keys, may be called what the statements call their own tables and columns."""
+        names = ("m", "u", "e", "n", "c", "f", "r", "o", "mine", "live", "found", "was", "wanted", "changes", "names")
+        for key in ("key", "op", "seq", "m", "k", "value"):
+            engine.configure(key=(key,), table=f"by_{key}")
+            others = [name for name in names if name != key]
+            await engine.sync([{key: number, **dict.fromkeys(others, "old")} for number in range(4)])
+            before = await engine.state()
+            run = await engine.sync([{key: number, **dict.fromkeys(others, "new")} for number in range(1, 5)])
+            await undo(engine, run)
+            assert live(await engine.state()) == live(before)
+
     async def test_the_next_sync_brings_the_feed_back(self, engine: Engine) -> None:
         """Once the source is resumed a sync does all of it again, also when the source would answer 304."""
         run = await run_of_all_kinds(engine)
