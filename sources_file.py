@@ -100,14 +100,18 @@ def read_sources_file(
     except OSError as exc:
         raise SourcesFileWrong(path.name, [f"{path}: cannot be read ({exc.strerror or type(exc).__name__})"]) from exc
     try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
-        raise SourcesFileWrong(path.name, [_syntax_error(path, str(exc), text)]) from exc
+        return _Reading(path, _parsed(path, text), text, variables).read(otherwise, first)
     except RecursionError as exc:
         raise SourcesFileWrong(path.name, [f"{path}: is nested too deeply"]) from exc
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise SourcesFileWrong(path.name, [_syntax_error(path, str(exc), text)]) from exc
     except ValueError as exc:
         raise SourcesFileWrong(path.name, [f"{path}: holds a number of more digits than can be read"]) from exc
-    return _Reading(path, document, text, variables).read(otherwise, first)
 
 
 def _syntax_error(path: Path, message: str, text: str) -> str:

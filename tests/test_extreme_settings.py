@@ -34,6 +34,8 @@ def read(path: Path, settings: str, **variables: str) -> SourcesFile:
         (f'rate_limit = "1/{NINES}s"', "3: sources.a.rate_limit: must be requests per time"),
         ('rate_limit = "1/367d"', "3: sources.a.rate_limit: must be requests per time"),
         (f"max_pages = {'9' * 5000}", ": holds a number of more digits than can be read"),
+        (f"body.{'.'.join('a' * 2000)} = 1", ": is nested too deeply"),
+        (f"key = {'[' * 2000}", ": is nested too deeply"),
         ('cron = "* * * * * *"', "3: sources.a.cron: must be a cron expression with five fields"),
         ('scope = { a = "x\\u0000y" }', "3: sources.a.scope.a: must be a text of one line"),
         ('url2 = ""', "3: sources.a.url2: is not known; did you mean url?"),
