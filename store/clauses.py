@@ -183,14 +183,16 @@ class Clauses:
 
     def after(self, terms: Sequence[Term], cursor: str) -> sa.ColumnElement[bool]:
         """Return the condition that holds for rows that come after the one where a page ended."""
-        values = read_cursor(cursor, terms)
+        values = [
+            None if text is None else self._cast(text, term.part, term.ordering.field)
+            for term, text in zip(terms, read_cursor(cursor, terms), strict=True)
+        ]
         alternatives: list[sa.ColumnElement[bool]] = []
         same: list[sa.ColumnElement[bool]] = []
-        for term, text in zip(terms, values, strict=True):
-            value = None if text is None else self._cast(text, term.part, term.ordering.field)
+        for term, value in zip(terms, values, strict=True):
             alternatives.append(sa.and_(*same, _beyond(term, value)))
             same.append(term.part.value.is_(None) if value is None else term.part.value == value)
-        return sa.and_(_not_before(terms[0], values[0]), sa.or_(*alternatives))
+        return sa.and_(_not_before(terms, values), sa.or_(*alternatives))
 
 
 def _beyond(term: Term, value: sa.ColumnElement[Any] | None) -> sa.ColumnElement[bool]:
@@ -202,12 +204,22 @@ def _beyond(term: Term, value: sa.ColumnElement[Any] | None) -> sa.ColumnElement
     return further if part.not_null or ordering.has_nulls_first else sa.or_(further, part.value.is_(None))
 
 
-def _not_before(term: Term, text: str | None) -> sa.ColumnElement[bool]:
-    """Return a condition that follows from the others, and that an index can be searched by."""
-    if text is None or not (term.part.not_null or term.ordering.has_nulls_first):
+def _not_before(terms: Sequence[Term], values: Sequence[sa.ColumnElement[Any] | None]) -> sa.ColumnElement[bool]:
+    """Return a condition that follows from the others, and that an index can be searched by.
+
+    Rows are compared as such, by as many terms as go the same way and have no nulls that would come later.
+    """
+    descending = terms[0].ordering.descending
+    pairs: list[tuple[sa.ColumnElement[Any], sa.ColumnElement[Any]]] = []
+    for term, value in zip(terms, values, strict=True):
+        may_be_later = not (term.part.not_null or term.ordering.has_nulls_first)
+        if value is None or may_be_later or term.ordering.descending != descending:
+            break
+        pairs.append((term.part.value, value))
+    if not pairs:
         return sa.true()
-    value = sa.cast(sa.literal(text, sa.Text), SqlType(term.part.bare_type))
-    return term.part.value <= value if term.ordering.descending else term.part.value >= value
+    here, there = (sa.tuple_(*side) for side in zip(*pairs, strict=True))
+    return here <= there if descending else here >= there
 
 
 def order_by(terms: Iterable[Term]) -> list[sa.ColumnElement[Any]]:

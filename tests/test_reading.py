@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from decimal import Decimal
 from typing import Any
 
@@ -257,17 +258,22 @@ async def test_pages_of_large_rows_end_early(engine: Engine, monkeypatch: pytest
         await rows(engine, "order=name", limit=2)
 
 
-async def test_the_default_order_follows_the_index(engine: Engine) -> None:
-    """A page in the order of the key is read along its index, from where the last one ended."""
-    await engine.sync([{"id": 1}])
-    await engine.edit("INSERT INTO my_data (id) SELECT generate_series(2, 20000)", "ANALYZE my_data")
+@pytest.mark.parametrize("descending", [False, True])
+async def test_the_order_of_the_key_follows_the_index(engine: Engine, *, descending: bool) -> None:
+    """A page in the order of the key, of all its fields, is read along its index from where the last one ended."""
+    engine.configure(key=("part", "id"))
+    await engine.sync([{"part": "a", "id": 1}])
+    await engine.edit("INSERT INTO my_data (part, id) SELECT 'a', generate_series(2, 20000)", "ANALYZE my_data")
+    order = "order=part.desc,id.desc&" if descending else ""
     async with open_snapshot(engine.database, engine.source) as snapshot:
-        reading = await snapshot.read(asked(""))
+        reading = await snapshot.read(asked(order))
         cursor = (await reading.page(9_000, json=True)).next
-        reading = await snapshot.read(asked(f"after={cursor}"))
+        reading = await snapshot.read(asked(f"{order}after={cursor}"))
     compiled = reading.statement(json=True).limit(10).compile(dialect=asyncpg.dialect())  # type: ignore[no-untyped-call] # SQLAlchemy leaves it untyped
     values = [compiled.params[name] for name in compiled.positiontup or ()]
-    plan = "\n".join(row[0] for row in await engine.sql.fetch(f"EXPLAIN {compiled}", *values))
-    assert "Index Scan using my_data_pkey" in plan
-    assert "Index Cond" in plan
+    plan = "\n".join(row[0] for row in await engine.sql.fetch(f"EXPLAIN ANALYZE {compiled}", *values))
+    assert re.search(r"Index Scan (Backward )?using my_data_pkey", plan)
+    assert re.search(r"Index Cond: .*id", plan)
     assert "Sort" not in plan
+    removed = re.search(r"Rows Removed by Filter: (\d+)", plan)
+    assert removed is None or int(removed[1]) <= 1
