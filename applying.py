@@ -121,7 +121,8 @@ async def _read_again(session: AsyncSession, source: Source, gathered: Gathered,
         or mirror.types != before.types
         or mirror.has_rows != before.has_rows
     )
-    if moved and gathered.trusted:
+    emptied = gathered.asked_since is not None and not mirror.has_rows
+    if emptied or (moved and gathered.trusted):
         raise FetchAll
     return mirror
 

@@ -1,8 +1,9 @@
 """Cursors: how far a source has been read, told by the greatest value of one of its records' fields.
 
-Values are compared by what they mean: numbers by value, instants (RFC 3339) by instant, other texts by code point; a
-text that is no instant comes after any instant, and an instant after any number. They are kept as the source wrote
-them.
+Values are compared by what they mean: numbers by value, instants (RFC 3339) by instant, other texts by code point. A
+number comes after any of these, a text that begins with a day after any number, and an instant after all: so an empty
+text, or whatever else stands in one record instead of a moment, does not lead the cursor away from those of all others.
+They are kept as the source wrote them.
 """
 
 from __future__ import annotations
@@ -26,13 +27,18 @@ from spool import DIGEST_BYTES, Spool
 
 log = structlog.get_logger()
 
-NUMBER, INSTANT, TEXT = range(3)
+TEXT, NUMBER, DAY, INSTANT = range(4)
 NO_FRACTION = Decimal(0)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 RFC3339 = re.compile(
     r"(?P<day>\d{4}-\d{2}-\d{2})[Tt ](?P<time>\d{2}:\d{2}:\d{2})(?:\.(?P<fraction>\d+))?(?P<zone>[Zz]|[+-]\d{2}:\d{2})",
     re.ASCII,
 )
+
+DAY_FIRST = re.compile(r"\d{4}-\d{2}-\d{2}(?!\d)", re.ASCII)
+"""What a moment without an offset begins with."""
+CLOCKS_DIFFER = timedelta(days=1)
+"""By how much a moment without an offset may be ahead; nobody knows the clock that it was read from."""
 
 SHAPE = bytes.maketrans(b"123456789", b"000000000")
 ALIKE = re.compile(rb'"0000-00-00[Tt]00:00:00(?:\.0+)?[Zz]"|0+(?:\.0+)?')
@@ -71,7 +77,8 @@ def read_mark(literal: bytes | str) -> Mark | None:
         return None
     if isinstance(value, Decimal):
         return Mark(order=(NUMBER, value, NO_FRACTION), literal=spelled)
-    return Mark(order=_read_instant(value) or (TEXT, value, NO_FRACTION), literal=spelled)
+    other = DAY if DAY_FIRST.match(value) else TEXT
+    return Mark(order=_read_instant(value) or (other, value, NO_FRACTION), literal=spelled)
 
 
 def _read_instant(text: str) -> tuple[int, timedelta, Decimal] | None:
@@ -111,32 +118,38 @@ class Track:
         self._values = _reader(field)
         self._spool = spool
         self._greatest: Mark | None = None
+        self._now = datetime.now(UTC)
+        self._last_day = (self._now + CLOCKS_DIFFER).date().isoformat()
 
     async def note(self, records: Sequence[Raw], positions: npt.NDArray[np.int64]) -> None:
         """Take records of the feed into account, which stand at these places of the snapshot."""
         literals = self._read(records)
-        self._greatest = greatest([self._greatest, greatest_of(each for each in literals if each != NOTHING)])
+        self._greatest = greatest([self._greatest, self._greatest_of([each for each in literals if each != NOTHING])])
         await self._spool.write(literals, positions, bytes(DIGEST_BYTES * len(literals)))
 
     async def reached(self, rejected: Collection[int]) -> str | None:
         """Return how far the source is read now, as JSON, given the places of the records that were rejected.
 
-        It never goes back. It stays before the first rejected record, so that this one is fetched again; unless there
-        is nothing before it to go on to, for then it would never go on.
+        It never goes back, and takes no value of a rejected record. It stays before the first of these, so that they
+        are fetched again; unless there is nothing before it to go on to, for then it would never go on.
         """
-        reached = greatest([self.since, self._greatest])
-        first = await self._first_of(rejected) if rejected else None
-        if first is not None:
-            before = await self._last_before(first)
-            log.warning("cursor_waits_for_rejected" if before else "cursor_passes_rejected", rejected=first.text)
-            reached = before or reached
+        last = await self._last_of_stored(frozenset(rejected)) if rejected else self._greatest
+        reached = greatest([self.since, last])
         return reached.literal if reached else None
 
-    async def _first_of(self, places: Collection[int]) -> Mark | None:
-        """Return the smallest new value that stands in one of these places."""
-        chosen = frozenset(places)
-        marks = [mark async for place, mark in self._new_marks() if place in chosen]
-        return min(marks, key=lambda mark: mark.order, default=None)
+    async def _last_of_stored(self, rejected: frozenset[int]) -> Mark | None:
+        """Return the greatest new value of stored records before the first that was rejected, or else of all."""
+        first, last = None, None
+        async for place, mark in self._new_marks():
+            if place not in rejected:
+                last = greatest([last, mark])
+            elif first is None or mark.order < first.order:
+                first = mark
+        before = await self._last_before(first) if first else None
+        if first is not None:
+            passes = last is not None and before is None
+            log.warning("cursor_passes_rejected" if passes else "cursor_waits_for_rejected", rejected=first.text)
+        return before or last
 
     async def _last_before(self, limit: Mark) -> Mark | None:
         """Return the greatest new value below a limit."""
@@ -147,12 +160,28 @@ class Track:
         return last
 
     async def _new_marks(self) -> AsyncIterator[tuple[int, Mark]]:
-        """Yield the places and values of what lies beyond where the source had been read to."""
+        """Yield the places and values of what lies beyond where the source had been read to, and is not ahead."""
         async for frame in self._spool.frames():
             marks = map(read_mark, map(bytes, _raws.decode(frame.payload)))
             for place, mark in zip(frame.positions.tolist(), marks, strict=True):
-                if mark is not None and (self.since is None or mark.order > self.since.order):
+                if mark is not None and self._is_new(mark) and not self._is_ahead(mark):
                     yield place, mark
+
+    def _is_new(self, mark: Mark) -> bool:
+        return self.since is None or mark.order > self.since.order
+
+    def _greatest_of(self, literals: Sequence[bytes]) -> Mark | None:
+        """Return the greatest value that does not lie ahead."""
+        found = greatest_of(literals)
+        if found is None or not self._is_ahead(found):
+            return found
+        log.info("cursor_leaves_out_future", value=found.text)
+        return greatest(mark for mark in map(read_mark, literals) if mark and not self._is_ahead(mark))
+
+    def _is_ahead(self, mark: Mark) -> bool:
+        """Tell whether a moment is yet to come: as a cursor it would pass by all that changes until then."""
+        kind, value, _ = mark.order
+        return value > self._now - EPOCH if kind == INSTANT else kind == DAY and value[:10] > self._last_day
 
     def _read(self, records: Sequence[Raw]) -> list[bytes]:
         """Return the field's JSON text in each record, null where it has none or cannot be read."""

@@ -195,8 +195,11 @@ async def _gather_once(
 
 
 def _since(mirror: Mirror, source: Source) -> Mark | None:
-    """Return how far the source has been read, None if never, or if its answers meant something else then."""
-    if mirror.state.cursor is None or mirror.state.feed != feed_digest(source):
+    """Return how far the source has been read, None if never, or if its answers meant something else then.
+
+    Where no row is left, somebody has removed what was read, so it is read again.
+    """
+    if mirror.state.cursor is None or mirror.state.feed != feed_digest(source) or not mirror.has_rows:
         return None
     return read_mark(mirror.state.cursor)
 
