@@ -141,7 +141,8 @@ async def test_a_service_without_the_right_to_make_it_goes_on(engine: Engine, da
         f"DROP ROLE IF EXISTS {role}; CREATE ROLE {role} LOGIN PASSWORD 'x'",
         "CREATE SCHEMA closed; CREATE TABLE closed.my_data (id bigint PRIMARY KEY)",
         f"GRANT USAGE ON SCHEMA closed TO {role}; ALTER TABLE closed.my_data OWNER TO {role}",
-        f"GRANT ALL ON SCHEMA lockstep TO {role}; GRANT ALL ON ALL TABLES IN SCHEMA lockstep TO {role}",
+        f"GRANT USAGE ON SCHEMA lockstep TO {role}; GRANT USAGE ON ALL SEQUENCES IN SCHEMA lockstep TO {role}",
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA lockstep TO {role}",
     )
     mine, url = engine.database, make_url(database_url).set(username=role, password="x")  # noqa: S106 (of this test alone)
     engine.database = Database.connect(url.render_as_string(hide_password=False), pool_size=2)
