@@ -19,10 +19,10 @@ from sqlalchemy.engine import make_url
 
 import app
 import sync as engine
-from cli_access import token, user
-from cli_add import add
-from cli_sources import check
-from cli_support import (
+from commands.access import token, user
+from commands.add import add
+from commands.sources import check
+from commands.support import (
     DIFFERENT,
     DONE,
     done,
@@ -37,8 +37,8 @@ from cli_support import (
     with_every_source,
     with_source,
 )
-from cli_undo import pause, resume, undo
-from cli_worker import worker
+from commands.undo import pause, resume, undo
+from commands.worker import worker
 from config import Settings
 from definitions import RunMode, Source
 from errors import LockstepError

@@ -22,8 +22,8 @@ from sqlalchemy.exc import ArgumentError
 
 from definitions import EMPTY, FeedFormat, Source, Sources
 from errors import SettingError
-from source_values import check_schema, check_table, check_url, secrets_in_url, split_path
-from sources_file import USUAL_NAME, SourcesFile, read_sources_file
+from sources_file.reading import USUAL_NAME, SourcesFile, read_sources_file
+from sources_file.values import check_schema, check_table, check_url, secrets_in_url, split_path
 
 SAMPLE_PATH = "/sample/catalogue"
 """Where the service serves its own sample feed, which is the source when no other is set."""

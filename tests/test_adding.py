@@ -20,11 +20,11 @@ from definitions import (
     Source,
 )
 from errors import SettingError, SourceInvalid
-from proposing import Proposal, propose
-from samples import closed, read_sample
-from source_writing import appended, demand_new, entry, name_of, without_secrets
 from sources.looking import look_at
-from sources_file import read_sources_file
+from sources_file.proposing import Proposal, propose
+from sources_file.reading import read_sources_file
+from sources_file.samples import closed, read_sample
+from sources_file.writing import appended, demand_new, entry, name_of, without_secrets
 from tests.engine import Engine
 from tests.feed_server import Answer, FeedServer, Request
 from tests.test_cli import Shell, shell

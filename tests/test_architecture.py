@@ -13,23 +13,16 @@ from tests.codebase import ROOT, all_files, imports, service_files, unit_of, uni
 WORDS = "errors definitions models telemetry columns"
 """What the whole house speaks: its errors, its values, its log, the types of columns."""
 RECORDS = "values fingerprints spool records rows"
-COMMANDS = "cli_access cli_add cli_sources cli_undo cli_worker"
 MAY_IMPORT = {
     "errors": "",
     "definitions": "errors",
     "models": "errors",
     "access": "errors models",
     "presets": "",
-    "toml_lines": "",
-    "source_values": "definitions",
-    "source_tables": "definitions source_values",
-    "source_entries": "errors definitions columns source_values source_tables",
-    "source_variables": "source_values toml_lines",
-    "source_checks": "definitions source_entries source_tables source_values toml_lines",
-    "sources_file": "errors definitions presets source_checks source_entries source_variables toml_lines",
-    "config": "errors definitions models source_values sources_file",
     "telemetry": "errors models",
     "columns": "errors models telemetry",
+    "sources_file": "errors definitions columns presets",
+    "config": "errors definitions models sources_file",
     "values": "errors models columns",
     "fingerprints": "errors models columns",
     "spool": "errors models columns",
@@ -54,25 +47,17 @@ MAY_IMPORT = {
     "worker": f"{WORDS} schedules store ticking",
     "web": f"{WORDS} access cooling presets schedules store sources sync undoing",
     "app": f"{WORDS} access config store sources sync undoing web worker",
-    "cli_support": f"{WORDS} config store web app",
-    "cli_access": f"{WORDS} config access store web cli_support",
-    "samples": "errors",
-    "proposing": "definitions columns samples",
-    "source_writing": "errors definitions proposing source_values source_variables",
-    "cli_add": f"{WORDS} config sources samples proposing source_writing web app cli_support",
-    "cli_sources": f"{WORDS} config projection sources web app cli_support",
-    "cli_undo": f"{WORDS} config store undoing app cli_support",
-    "cli_worker": "app cli_support",
-    "cli": f"{WORDS} config store sources sync undoing web app cli_support {COMMANDS}",
+    "commands": f"{WORDS} config access projection sources sources_file store undoing web app",
+    "cli": f"{WORDS} config store sources sync undoing web app commands",
 }
 
 # Libraries that only some units may know.
 CONFINED = {
     "aiohttp": "sources",
-    "quart": "web app cli_support",
+    "quart": "web app commands",
     "hypercorn": "web app",
     "asyncpg": "store fast_rows",
-    "click": f"cli cli_support {COMMANDS}",
+    "click": "cli commands",
     "pgqueuer": "store worker",
     "joserfc": "web",
     "argon2": "web",

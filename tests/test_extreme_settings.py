@@ -8,7 +8,7 @@ import pytest
 
 from definitions import Source
 from errors import SourcesFileWrong
-from sources_file import SourcesFile, read_sources_file
+from sources_file.reading import SourcesFile, read_sources_file
 
 NINES = "9" * 400
 OTHERWISE = Source(name="x", url="https://example.org")

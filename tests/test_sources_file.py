@@ -28,7 +28,7 @@ from definitions import (
     Source,
 )
 from errors import SourcesFileWrong
-from source_entries import Entry
+from sources_file.entries import Entry
 
 HOUSE = Path(__file__).parents[1]
 CANARY = "canary-7d1a"

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toml_lines import Place, TomlLines
+from sources_file.lines import Place, TomlLines
 
 
 def places(value: Any, at: Place = ()) -> Iterator[Place]:

@@ -23,7 +23,7 @@ from definitions import (
     PageNumberPaging,
     Paging,
 )
-from samples import Path, Sample
+from sources_file.samples import Path, Sample
 
 KEY_NAMES = ("id", "uuid", "guid", "key", "code", "sku", "symbol", "name", "slug")
 """Names that keys usually have, the likeliest first."""

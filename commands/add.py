@@ -15,15 +15,15 @@ from rich.text import Text
 
 import app
 import telemetry
-from cli_support import DONE, output, reporting, safe
+from commands.support import DONE, output, reporting, safe
 from config import Settings, load_environment
 from definitions import OffsetPaging, PageNumberPaging, Paging, Source
 from errors import SettingError, SourcesFileWrong
-from proposing import Proposal, propose
-from samples import read_sample
-from source_writing import Request, addition, appended, demand_new, entry, name_of, without_secrets
 from sources import redact
 from sources.looking import Look, look_at
+from sources_file.proposing import Proposal, propose
+from sources_file.samples import read_sample
+from sources_file.writing import Request, addition, appended, demand_new, entry, name_of, without_secrets
 from web.serving import run_loop
 
 LOOKED_AT_BYTES = 8 * 2**20

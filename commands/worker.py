@@ -7,7 +7,7 @@ import sys
 import click
 
 import app
-from cli_support import reporting
+from commands.support import reporting
 
 
 @click.command()

@@ -15,10 +15,10 @@ from pydantic import ValidationError
 from definitions import Source
 from errors import SourcesFileWrong
 from presets import PRESETS, preset_entry
-from source_checks import check_entry, check_together, near
-from source_entries import TABLES, Entry
-from source_variables import expand
-from toml_lines import Place, TomlLines
+from sources_file.checks import check_entry, check_together, near
+from sources_file.entries import TABLES, Entry
+from sources_file.lines import Place, TomlLines
+from sources_file.variables import expand
 
 USUAL_NAME = "sources.toml"
 """Read from the working directory if it is there and no other file is named."""

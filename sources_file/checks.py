@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from definitions import Source
-from source_entries import KEEP_OTHERS, Entry
-from source_tables import ApiKey, Basic, Bearer, NextUrl, OAuth2, Page, PageCursor
-from source_values import closest_ticks_seconds
-from toml_lines import Place
+from sources_file.entries import KEEP_OTHERS, Entry
+from sources_file.lines import Place
+from sources_file.tables import ApiKey, Basic, Bearer, NextUrl, OAuth2, Page, PageCursor
+from sources_file.values import closest_ticks_seconds
 
 Mistake = tuple[Place, str]
 

@@ -19,7 +19,7 @@ from definitions import (
     Source,
 )
 from errors import SettingError
-from source_tables import (
+from sources_file.tables import (
     ApiKey,
     Basic,
     Bearer,
@@ -42,7 +42,7 @@ from source_tables import (
     Weight,
     moment,
 )
-from source_values import (
+from sources_file.values import (
     check_cron,
     check_schema,
     check_table,

@@ -24,7 +24,7 @@ from definitions import (
     Paging,
     WeightLimit,
 )
-from source_values import (
+from sources_file.values import (
     check_header_name,
     check_header_value,
     check_text,

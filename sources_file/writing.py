@@ -22,9 +22,9 @@ from definitions import (
     Paging,
 )
 from errors import SettingError
-from proposing import Proposal
-from source_values import SECRET_PARAMETER, SHORTEST_TOKEN
-from source_variables import SECRET_HEADER, SECRET_NAME
+from sources_file.proposing import Proposal
+from sources_file.values import SECRET_PARAMETER, SHORTEST_TOKEN
+from sources_file.variables import SECRET_HEADER, SECRET_NAME
 
 NEW_FILE = "# The feeds that are mirrored; docs/sources.md tells every setting.\n"
 NO_NAME = re.compile(r"[^A-Za-z0-9]+")

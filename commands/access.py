@@ -13,7 +13,7 @@ from rich.text import Text
 
 import telemetry
 from access import SCOPES, Scope, known_scopes
-from cli_support import done, errors_output, output, reporting, safe, with_database
+from commands.support import done, errors_output, output, reporting, safe, with_database
 from config import Settings
 from errors import BadRequest, NotFound
 from store.access import (

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from source_values import SHORTEST_TOKEN, secrets_in_url
-from toml_lines import Place
+from sources_file.lines import Place
+from sources_file.values import SHORTEST_TOKEN, secrets_in_url
 
 VARIABLE = re.compile(r"\$\$|\$\{([^}]*)\}?")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")

@@ -8,7 +8,7 @@ from functools import partial
 import click
 
 import app
-from cli_support import done, reporting, source_option, with_database, with_source
+from commands.support import done, reporting, source_option, with_database, with_source
 from config import Settings
 from definitions import Source
 from store import pauses

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 import app
-from cli_support import DONE, FAILED, output, reporting, safe, show_error
+from commands.support import DONE, FAILED, output, reporting, safe, show_error
 from config import Settings
 from definitions import Schedule, Source
 from errors import LockstepError, SourceInvalid

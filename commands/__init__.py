@@ -1,0 +1,1 @@
+"""The commands that cli.py is made of."""
