@@ -13,7 +13,7 @@ from uuid import UUID
 import sqlalchemy as sa
 import structlog
 from pgqueuer.domain.models import Job, TracebackRecord
-from pgqueuer.domain.types import JOB_STATUS, QueueEntrypoint, QueueManagerId
+from pgqueuer.domain.types import JOB_STATUS, JobId, QueueEntrypoint, QueueManagerId
 from pgqueuer.ports.repository import EntrypointExecutionParameter
 from pgqueuer.queries import Queries
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -55,6 +55,16 @@ TAKE = sa.text("""
     SELECT taken.job, taken.losses, lost.owner FROM taken LEFT JOIN lost USING (job) WHERE taken.losses > 0
 """).bindparams(sa.bindparam("jobs", type_=ARRAY(sa.BigInteger)), sa.bindparam("worker", type_=sa.Uuid))
 """Take jobs for a worker. Those that have cost a worker are not started with that: they have to wait their turn."""
+
+LOCK = f"SELECT FROM {NAMES.qualified.queue_table} WHERE id = ANY($1::bigint[]) ORDER BY id FOR UPDATE"
+"""Whoever takes jobs has them before what is written down about them, so whoever ends them has to do the same."""
+
+BEAT = f"""
+    UPDATE {NAMES.qualified.queue_table} SET heartbeat = now() WHERE id IN (
+        SELECT id FROM {NAMES.qualified.queue_table}
+         WHERE id = ANY($1::bigint[]) AND queue_manager_id = $2 FOR UPDATE SKIP LOCKED)
+"""  # noqa: S608 (a constant)
+"""Say that a worker is alive; a job that is locked is being ended, or taken by another one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +111,7 @@ class JobQueries(Queries):
         self._patiently = patiently
         self._room = room
         self._next_eta: timedelta | None = None
+        self._worker: UUID | None = None
 
     async def dequeue(
         self,
@@ -111,6 +122,7 @@ class JobQueries(Queries):
         heartbeat_timeout: timedelta,
     ) -> list[Job]:
         """Take jobs that wait, and those whose worker has fallen silent; park what has cost too many workers."""
+        self._worker = queue_manager_id
 
         async def work() -> tuple[list[Job], list[Loss]]:
             async with self._database.transaction() as session:
@@ -126,6 +138,10 @@ class JobQueries(Queries):
         parked = {loss.job for loss in losses if loss.losses >= MOST_LOSSES}
         return [job for job in jobs if job.id not in parked]
 
+    async def update_heartbeat(self, job_ids: list[JobId]) -> None:
+        """Say that the worker is alive and still has these jobs; no other's are kept from being taken by that."""
+        await self.driver.execute(BEAT, job_ids, self._worker)
+
     async def mark(self, job: Job, *, started: bool) -> None:
         """Say that the worker begins, or has ended, to work on a job that had to wait its turn."""
 
@@ -140,6 +156,7 @@ class JobQueries(Queries):
 
         async def work() -> None:
             async with self._database.transaction() as session:
+                await _lock(session, [job for job, _, _ in job_status])
                 mine = await _release(session, [job for job, _, _ in job_status])
                 ended = [entry for entry in job_status if entry[0].id in mine]
                 if ended:
@@ -155,6 +172,7 @@ class JobQueries(Queries):
 
         async def work() -> None:
             async with self._database.transaction() as session:
+                await _lock(session, [job])
                 if await _mark(session, job, started=False):
                     await within(session).retry_job(job, delay, None)
 
@@ -235,6 +253,10 @@ async def _interrupt_runs(session: AsyncSession, losses: Iterable[Loss]) -> None
             remedy=RunInterrupted.default_remedy,
         )
     )
+
+
+async def _lock(session: AsyncSession, jobs: Sequence[Job]) -> None:
+    await within(session).driver.execute(LOCK, [job.id for job in jobs])
 
 
 async def _release(session: AsyncSession, jobs: Sequence[Job]) -> set[int]:
