@@ -94,6 +94,7 @@ async def apply(
                     await session.rollback()
                 else:
                     await close(session, outcome)
+                    await application.journal()
                 return outcome
         except _WidenColumns as wider:
             columns = wider.columns
@@ -161,6 +162,8 @@ class _Application:
             columns, source.key, nul_characters=source.nul_characters, declared=source.types.keys()
         )
         self._outcome = Outcome(problems=list(gathered.problems))
+        self._staging: Staging | None = None
+        """What has entries for the journal."""
 
     async def carry_out(self, *, straight: bool) -> Outcome:
         """Do all of it; `straight` says that the mirror is empty, so that records need not be staged."""
@@ -179,6 +182,14 @@ class _Application:
         if counts.records and counts.rejected == counts.records and not self._mirror.has_rows:
             raise self._nothing_fits()
         return self._outcome
+
+    async def journal(self) -> None:
+        """Give the run its place in the journal: after all else, for other runs that have changed anything wait."""
+        if self._staging is not None:
+            async with journaling(self._session, self._run):
+                await self._staging.insert_changes(self._session, self._run)
+        elif self._outcome.first_load and self._outcome.counts.created:
+            await insert_first_load(self._session, self._run)
 
     async def _leave_as_it_is(self) -> None:
         self._demand_plan(NOTHING)
@@ -206,7 +217,6 @@ class _Application:
         self._outcome.first_load = True
         self._outcome.counts = self._counts({"created": created}, duplicates=0, held=0)
         self._outcome.live_rows = created
-        await insert_first_load(self._session, self._run)
         await self._write_state()
 
     async def _stage_and_compare(self) -> None:
@@ -346,17 +356,14 @@ class _Application:
             await shapes.create_mirror(self._session, self._mirror, self._columns, keyed=keyed)
 
     async def _write(self, staging: Staging, changes: dict[str, int]) -> None:
-        """Bring table and rows into their new shape, and journal it."""
+        """Bring table and rows into their new shape."""
         await self._shape(keyed=True)
         await staging.apply(self._session, changes, hard=self._source.on_delete == "hard")
         if self._gathered.without_fingerprint or not self._gathered.trusted:
             await staging.update_fingerprints(self._session, all_rows=self._all_fingerprints_are_stale())
         self._outcome.first_load = not self._mirror.has_rows
-        if changes and self._outcome.first_load:
-            await insert_first_load(self._session, self._run)
-        elif changes:
-            async with journaling(self._session, self._run):
-                await staging.insert_changes(self._session, self._run)
+        if changes and not self._outcome.first_load:
+            self._staging = staging
         counts = self._outcome.counts
         self._outcome.live_rows += counts.created + counts.restored - counts.deleted
         await self._write_state()

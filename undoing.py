@@ -72,11 +72,13 @@ async def _take_back(database: Database, source: Source, opened: Report, run: in
                 await runs.lock_run(session, opened.run)
                 if source.scope:
                     await lock_shape(session, opened.table)
-                changed = await _undo(session, source, run, opened.run)
+                undo, changed = await _undo(session, source, run, opened.run)
                 report = replace(
                     opened, status="succeeded", counts=Counts(**changed), duration_ms=milliseconds_since(started)
                 )
                 await runs.update_run(session, report)
+                async with journaling(session, opened.run):
+                    await undo.insert_changes(session, opened.run)
                 return report
         except DatabaseContended:
             contentions += 1
@@ -85,7 +87,7 @@ async def _take_back(database: Database, source: Source, opened: Report, run: in
             await asyncio.sleep(CONTENTION_WAIT_SECONDS * 2**contentions)
 
 
-async def _undo(session: AsyncSession, source: Source, run: int, by: int) -> Mapping[str, int]:
+async def _undo(session: AsyncSession, source: Source, run: int, by: int) -> tuple[Undo, Mapping[str, int]]:
     mirror = await mirrors.select_mirror(session, source)
     if not mirror.is_adopted or not mirror.keyed:
         raise UndoRefused(f"{mirror.name} is not the table any more that run {run} has left.")
@@ -102,11 +104,9 @@ async def _undo(session: AsyncSession, source: Source, run: int, by: int) -> Map
     _refuse(run, await undo.select_edited(session))
     changed = await undo.apply(session)
     _refuse_inexact(run, await undo.select_inexact(session))
-    async with journaling(session, by):
-        await undo.insert_changes(session, by)
     more_rows = changed.get("created", 0) + changed.get("restored", 0) - changed.get("deleted", 0)
     await pauses.update_undone(session, source, run=by, undone=run, more_rows=more_rows)
-    return changed
+    return undo, changed
 
 
 def _refuse(run: int, obstacles: Obstacles) -> None:

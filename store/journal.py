@@ -31,6 +31,27 @@ CHANNEL = "lockstep_changes"
 SEQUENCE = sa.literal("lockstep.changes_seq_seq", sa.Text).cast(REGCLASS)
 LAST_NUMBER = sa.func.coalesce(sa.func.pg_sequence_last_value(SEQUENCE), 0)
 
+PATIENCE = "10min"
+"""How long a run waits for its turn; nobody but runs takes turns, each for no longer than its entries are written."""
+
+_patient = sa.select(sa.func.set_config("lock_timeout", PATIENCE, True)).cte("patient")
+_locked = sa.select(sa.func.pg_advisory_xact_lock(JOURNAL_LOCK)).select_from(_patient).cte("locked")
+LOCK_AND_SELECT_NEXT = sa.select(LAST_NUMBER + 1).select_from(_locked)
+"""The number is read for the row that the lock returns, so not before it is held."""
+
+_first = sa.bindparam("first", type_=sa.BigInteger)
+NOTE_AND_NOTIFY = (
+    sa.update(RunRow.__table__)  # type: ignore[arg-type] # declared as FromClause
+    .where(RunRow.id == sa.bindparam("noted", type_=sa.BigInteger))
+    .values(
+        first_seq=_first,
+        last_seq=sa.case((_first > LAST_NUMBER, sa.func.nextval(SEQUENCE)), else_=LAST_NUMBER),
+        finished_at=sa.func.clock_timestamp(),
+    )
+    .returning(sa.func.pg_notify(CHANNEL, ""))
+)
+"""The end of a run is a moment of its turn, so that later entries never have earlier moments."""
+
 AT = sa.func.coalesce(RunRow.finished_at, RunRow.started_at).label("at")
 CHANGE = (
     ChangeRow.seq,
@@ -64,13 +85,12 @@ async def journaling(session: AsyncSession, run: int) -> AsyncIterator[None]:
 
     A sequence gives numbers in the order of asking. Without the lock, a run that asked first and commits last would
     put its changes behind the back of a reader who has gone past them. A run without entries takes one number.
+
+    It is the last thing that a transaction does, for meanwhile nobody else can commit anything that has changed.
     """
-    await session.execute(sa.select(sa.func.pg_advisory_xact_lock(JOURNAL_LOCK)))
-    first = await session.scalar(sa.select(LAST_NUMBER + 1))
+    first = await session.scalar(LOCK_AND_SELECT_NEXT)
     yield
-    last = sa.case((first > LAST_NUMBER, sa.func.nextval(SEQUENCE)), else_=LAST_NUMBER)
-    await session.execute(sa.update(RunRow).where(RunRow.id == run).values(first_seq=first, last_seq=last))
-    await session.execute(sa.select(sa.func.pg_notify(CHANNEL, "")))
+    await session.execute(NOTE_AND_NOTIFY, {"noted": run, "first": first})
 
 
 async def insert_first_load(session: AsyncSession, run: int) -> None:

@@ -13,11 +13,13 @@ from sqlalchemy.engine import make_url
 
 from models import Change, ChangeRow, RunRow
 from store import Database
-from store.journal import journaling, page_query, select_page
+from store.journal import JOURNAL_LOCK, journaling, page_query, select_page
 from store.watching import JournalWatch
+from sync import sync_data
 from tests.engine import Engine
 from tests.events import journal
 from tests.faults.pgbouncer import SERVER_CONNECTIONS, pooler
+from tests.working import until
 from web.answers import change_content, encode
 
 BIG_JOURNAL = (
@@ -34,11 +36,26 @@ BIG_JOURNAL = (
     "ANALYZE lockstep.runs",
 )
 DIALECT = asyncpg_dialect()  # type: ignore[no-untyped-call] # SQLAlchemy leaves it untyped
+WAITING = """SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'advisory'
+              AND datname = current_database() AND clock_timestamp() - query_start > interval '100 ms'"""
 MOST_BUFFERS = 100
 """Of 8 KB; the journal has 16,000."""
 
 
 class TestOrder:
+    async def test_a_run_waits_for_its_turn(self, engine: Engine, database_url: str) -> None:
+        """A run whose turn comes late, because others write much into the journal, waits longer than for others."""
+        await engine.sync([{"id": 1, "a": 1}])
+        engine.serve([{"id": 1, "a": 2}])
+        impatient = Database.connect(database_url, pool_size=2, lock_timeout_seconds=0.05)
+        async with engine.sql.transaction():
+            await engine.sql.execute("SELECT pg_advisory_xact_lock($1)", JOURNAL_LOCK)
+            run = asyncio.create_task(sync_data(impatient, engine.source))
+            await until(engine.sql, WAITING, expected=True)
+        assert (await run).status == "succeeded"
+        await impatient.close()
+        await engine.check()
+
     async def test_no_entry_appears_behind_a_reader(self, database: Database, database_url: str) -> None:
         """Whatever writers do at once, roll back included, those who read on find what is new after what they read."""
         many = Database.connect(database_url, pool_size=9)
