@@ -19,6 +19,7 @@ from sync import sync_data
 from tests.engine import Engine
 from tests.events import journal
 from tests.faults.pgbouncer import SERVER_CONNECTIONS, pooler
+from tests.postgres import connect
 from tests.working import until
 from web.answers import change_content, encode
 
@@ -48,10 +49,11 @@ class TestOrder:
         await engine.sync([{"id": 1, "a": 1}])
         engine.serve([{"id": 1, "a": 2}])
         impatient = Database.connect(database_url, pool_size=2, lock_timeout_seconds=0.05)
-        async with engine.sql.transaction():
-            await engine.sql.execute("SELECT pg_advisory_xact_lock($1)", JOURNAL_LOCK)
-            run = asyncio.create_task(sync_data(impatient, engine.source))
-            await until(engine.sql, WAITING, expected=True)
+        other = await connect(database_url)
+        await other.execute("SELECT pg_advisory_lock($1)", JOURNAL_LOCK)
+        run = asyncio.create_task(sync_data(impatient, engine.source))
+        await until(engine.sql, WAITING, expected=True)
+        await other.close()
         assert (await run).status == "succeeded"
         await impatient.close()
         await engine.check()
