@@ -24,6 +24,7 @@ from tests.postgres import connect, execute
 from tests.service import Feed, get, serve_feed, served
 from web.exports import Export, StreamCut
 from web.formats import Format
+from web.tables import EXPORTS
 
 PADDING = 400
 MANY = 150_000
@@ -287,6 +288,39 @@ async def test_long_streams(client: aiohttp.ClientSession, database_url: str) ->
         await until_nobody_reads(database_url)
     async with client.get("/tables/my_data?format=csv&id=lt.9") as response:
         assert len((await response.text()).splitlines()) == 10
+
+
+async def test_whoever_hangs_up_at_once_leaves_a_place(
+    feed_of_service: Feed, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream whose client goes away before the first byte of it was sent is over, and its table is let go."""
+    monkeypatch.chdir(tmp_path)
+    app = create_app(load_settings(source_url=feed_of_service.url, database_url=database_url, settle_seconds=0))
+    answered = asyncio.Event()
+    messages = iter(["http.request", "http.disconnect"])
+
+    async def receive() -> Any:
+        kind = next(messages)
+        if kind == "http.disconnect":
+            await answered.wait()
+        return {"type": kind}
+
+    async def send(_: Any) -> None:
+        answered.set()
+        await asyncio.Event().wait()
+
+    scope: Any = {
+        "type": "http", "http_version": "1.1", "method": "GET", "scheme": "http", "path": "/tables/my_data",
+        "raw_path": b"/tables/my_data", "query_string": b"format=csv", "headers": [(b"host", b"127.0.0.1")],
+        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 1), "root_path": "", "extensions": {},
+        "asgi": {"version": "3.0"},
+    }  # fmt: skip
+    async with served(app) as client:
+        await get(client, "/sync_data")
+        await execute(database_url, "INSERT INTO my_data (id) SELECT generate_series(40, 9000)")
+        await app(scope, receive, send)
+        assert answered.is_set()
+        assert app.extensions[EXPORTS].under_way == 0
 
 
 async def until_nobody_reads(url: str) -> None:

@@ -8,8 +8,9 @@ answer that is complete is told apart from that by the last chunk (RFC 9112, 7.1
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from typing import Any
 
 import telemetry
 from errors import TooManyStreams
@@ -19,6 +20,10 @@ TOTAL_SECONDS = 900.0
 """An open look at a table keeps PostgreSQL from clearing up behind writers, and runs from altering the table."""
 AHEAD = 2
 """Batches that wait for the client."""
+EXPORT = "lockstep.export"
+"""Under this name a request's scope has its export."""
+
+Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 log = telemetry.get_logger(__name__)
 
@@ -104,17 +109,33 @@ class Exports:
     def __init__(self) -> None:
         self.under_way = 0
 
-    async def begin(self, chunks: AsyncGenerator[bytes, None], *, most: int) -> Export:
-        """Begin one more; TooManyStreams if there are as many as may be, or else what keeps it from beginning."""
+    async def begin(self, chunks: AsyncGenerator[bytes, None], scope: Any, *, most: int) -> Export:
+        """Begin one more for a request; TooManyStreams if there are as many as may be, or what else keeps it."""
         if self.under_way >= most:
             raise TooManyStreams(
                 f"{most} exports are under way, which is as many as the connections to the database allow.",
                 remedy="Try again when one of them has ended; pages (with a limit) are given meanwhile.",
             )
         self.under_way += 1
-        export = Export(chunks, ended=self._end)
+        scope[EXPORT] = export = Export(chunks, ended=self._end)
         await export.begin()
         return export
 
     def _end(self, _: object) -> None:
         self.under_way -= 1
+
+
+def ending_exports(application: Application) -> Application:
+    """Return an application whose exports end with their requests.
+
+    The framework closes what it sends, but not what it has not begun to send when the client goes away.
+    """
+
+    async def call(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await application(scope, receive, send)
+        finally:
+            if EXPORT in scope:
+                await scope[EXPORT].aclose()
+
+    return call

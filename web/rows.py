@@ -80,7 +80,7 @@ async def _export(
         )
     if request.method == "HEAD":
         return _answer(b"", form, etag)
-    export = await exports.begin(_chunks(database, source, query, form), most=most_exports(database))
+    export = await exports.begin(_chunks(database, source, query, form), request.scope, most=most_exports(database))
     response = _with_headers(Response(export, content_type=form.content_type), etag)
     response.timeout = None  # Quart would end it after a minute; the export has limits of its own
     return response

@@ -19,7 +19,7 @@ from store.mirrors import mirror_name
 from store.tables import TableSummary, select_tables
 from web import parameters
 from web.answers import answer, change_content
-from web.exports import Exports
+from web.exports import Exports, ending_exports
 from web.filters import read_query
 from web.formats import wanted_format
 from web.rows import row_answer, rows_answer
@@ -43,8 +43,10 @@ class AnyText(BaseConverter):
 
 @blueprint.record_once
 def set_up(state: BlueprintSetupState) -> None:
-    """Have every application count its own exports, and know keys in paths."""
+    """Have every application count and end its own exports, and know keys in paths."""
     state.app.extensions[EXPORTS] = Exports()
+    app: Any = state.app  # typed as what Quart shares with Flask
+    app.asgi_app = ending_exports(app.asgi_app)
     state.app.url_map.converters["any_text"] = AnyText
 
 
