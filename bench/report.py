@@ -152,7 +152,7 @@ def _scaled(value: float | None, factor: float) -> float | None:
 def targets_table(made: Sequence[Line]) -> str:
     verdicts = {True: "met", False: "**missed**", None: ""}
     rows = [(line.what, line.target, line.measured, verdicts[line.met]) for line in made]
-    return _markdown(("what", "target", "measured", ""), rows)
+    return markdown(("what", "target", "measured", ""), rows)
 
 
 def peers_table(samples: Samples, records: int) -> str:
@@ -166,7 +166,7 @@ def peers_table(samples: Samples, records: int) -> str:
         size = min(records, peer.max_records or records)
         if samples.values(f"{peer.label}: first", size):
             rows.append(_peer_row(samples, peer, size))
-    return _markdown(("tool", "records", *(STEP_NAMES[step] for step, _ in STEPS), "peak memory"), rows)
+    return markdown(("tool", "records", *(STEP_NAMES[step] for step, _ in STEPS), "peak memory"), rows)
 
 
 def _peer_row(samples: Samples, peer: Peer, size: int) -> tuple[str, ...]:
@@ -187,7 +187,7 @@ def samples_table(samples: Samples) -> str:
         for name, records, v in samples.items()
         for n in [str(len(v))]
     ]
-    return _markdown(("value", "records", "median", "lowest", "highest", "of"), rows)
+    return markdown(("value", "records", "median", "lowest", "highest", "of"), rows)
 
 
 def _number(name: str, value: float | None) -> str:
@@ -204,7 +204,7 @@ def _seconds(value: float | None) -> str:
     return "" if value is None else f"{value:.2f} s"
 
 
-def _markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     titles = list(head)
     ruled = [titles, ["---"] * len(titles), *map(list, rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in ruled)

@@ -20,16 +20,34 @@ EXPECTED_LINES = (
 )
 
 
-async def test_bench_measures_every_group_at_a_small_size() -> None:
-    """One command runs every measurement of the service and prints a line for each target."""
-    options = ("--records", "2000", "--repeats", "1", "--no-peers")
+async def printed(module: str, *options: str) -> str:
+    """Run a command of the bench; return what it prints."""
     bench = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bench", *options),
+        *(sys.executable, "-m", module, *options),
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
     table, progress = await bench.communicate()
     assert bench.returncode == 0, progress.decode()
+    return table.decode()
+
+
+async def test_bench_measures_every_group_at_a_small_size() -> None:
+    """One command runs every measurement of the service and prints a line for each target."""
+    table = await printed("bench", "--records", "2000", "--repeats", "1", "--no-peers")
     for line in EXPECTED_LINES:
-        assert line in table.decode()
+        assert line in table
+
+
+async def test_workers_lose_nothing_when_one_is_killed() -> None:
+    """Two workers, one of them killed and replaced, sync every source once and right; so do those of a feed's parts."""
+    small = ("--sources", "30", "--some", "5", "--latency", "0.05", "--steady", "0", "--partitioned", "2000")
+    table = await printed("bench.scaling", *small, "--workers", "2", "--kills", "1", "--heartbeat", "1")
+    for line in (
+        "| first load | 2 | 30 |",
+        "| all due at once, 1 killed | 2 |",
+        "| 5 due at once, answers take 50 ms |",
+    ):
+        assert line in table
+    assert "| 2,000 records, in 4 parts: 1 % changed | 2 | 4 |" in table
