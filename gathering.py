@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from msgspec import Raw
+from sqlalchemy.ext.asyncio import AsyncSession
 
 import sources
 from columns import Inference
@@ -29,6 +30,9 @@ from store.mirrors import Mirror, select_fingerprints, select_mirror
 
 OnProgress = Callable[[Progress], None]
 Places = npt.NDArray[np.int64]
+
+READ_AT_ONCE_ROWS = 10_000
+"""Live rows up to which fingerprints are read with the mirror's state, without waiting for the source to answer."""
 
 HEAVY_RECORDS_PER_TURN = 500
 """Records that are projected, or put into canonical form, before others get their turn: some milliseconds."""
@@ -164,11 +168,14 @@ async def _gather_once(
     on_progress: OnProgress | None,
 ) -> Gathered:
     spools.records.clear()
-    async with database.transaction() as session:
+    is_increment = approach.mode == "incremental"
+    async with database.transaction(isolation="REPEATABLE READ") as session:
         await demand_cooled(session, source.name)
         mirror = await select_mirror(session, source)
-    is_increment = approach.mode == "incremental"
-    validators = mirror.state.validators if approach.conditional and may_be_conditional(mirror, source) else None
+        validators = mirror.state.validators if approach.conditional and may_be_conditional(mirror, source) else None
+        read = None
+        if not (is_increment or validators) and mirror.state.live_rows <= READ_AT_ONCE_ROWS:
+            read = await _read_fingerprints(session, mirror, source, spools.records, approach.trust)
     since = _since(mirror, source)
     asked_since = since if is_increment and approach.trust else None
     asked = _asking_since(source, asked_since) if is_increment else source
@@ -179,7 +186,7 @@ async def _gather_once(
         if is_increment:
             gathered = _increment(mirror, source, spools.records, asked_since)
         else:
-            gathered = await _read_mirror(database, source, spools.records, approach.trust)
+            gathered = read or await _read_mirror(database, source, spools.records, approach.trust)
         gathered.track = _track(source, spools.marks, since)
         async for batch in feed.batches():
             for part in _parts(gathered, batch):
@@ -239,10 +246,15 @@ def _unmodified(mirror: Mirror, source: Source, spool: Spool) -> Gathered:
 async def _read_mirror(database: Database, source: Source, spool: Spool, trust: bool) -> Gathered:
     """Read the mirror's state and its fingerprints in one snapshot, so that the state tells what was read."""
     async with database.transaction(isolation="REPEATABLE READ") as session:
-        mirror = await select_mirror(session, source)
-        if not (trust and mirror.trusted):
-            return _nothing_yet(mirror, KnownFingerprints.none(), spool, source, trusted=False)
-        known, without = await select_fingerprints(session, mirror)
+        return await _read_fingerprints(session, await select_mirror(session, source), source, spool, trust)
+
+
+async def _read_fingerprints(
+    session: AsyncSession, mirror: Mirror, source: Source, spool: Spool, trust: bool
+) -> Gathered:
+    if not (trust and mirror.trusted):
+        return _nothing_yet(mirror, KnownFingerprints.none(), spool, source, trusted=False)
+    known, without = await select_fingerprints(session, mirror)
     if known.has_copies:
         gathered = _nothing_yet(mirror, KnownFingerprints.none(), spool, source, trusted=False)
         gathered.has_copies = True

@@ -14,7 +14,7 @@ import telemetry
 from definitions import Source
 from errors import DatabaseBlocked, DatabaseError, DatabaseUnavailable, LockstepError, RunInterrupted
 from models import Report, RunStatus
-from store import mirrors, owners, runs
+from store import locks, mirrors, owners, runs
 from store.database import Database
 
 log = structlog.get_logger()
@@ -115,7 +115,7 @@ async def _read_back(database: Database, run: int) -> Report | None:
 
 async def _naming_blockers(database: Database, source: Source, error: DatabaseBlocked) -> DatabaseBlocked:
     with suppress(DatabaseError):
-        holders = await mirrors.select_lock_holders(database, source)
+        holders = await locks.select_lock_holders(database, source)
         if holders:
             pids = ", ".join(map(str, holders))
             return DatabaseBlocked(

@@ -35,7 +35,7 @@ async def demand_cooled(session: AsyncSession, source: str) -> None:
         raise SourceCooling(source=source, until=found.until, reason=found.reason, seconds_left=found.seconds_left)
 
 
-def is_cooling(source: str | InstrumentedAttribute[str]) -> sa.Exists:
+def is_cooling(source: sa.BindParameter[str] | InstrumentedAttribute[str]) -> sa.Exists:
     """Return the condition that a source is not to be asked yet."""
     return sa.exists().where(CooldownRow.source == source, _lies_ahead())
 
@@ -68,12 +68,7 @@ async def delete_cooldown(session: AsyncSession, source: Source) -> bool:
 
 async def select_cooldowns(session: AsyncSession, sources: Collection[str]) -> dict[str, Cooldown]:
     """Return which of these sources are not to be asked, and until when."""
-    row, left = CooldownRow, sa.func.extract("epoch", CooldownRow.until - sa.func.clock_timestamp())
-    found = await session.execute(
-        sa.select(row.source, row.since, row.until, row.reason, left).where(
-            row.source == sa.any_(sa.literal(list(sources), ARRAY(sa.Text))), _lies_ahead()
-        )
-    )
+    found = await session.execute(COOLING, {"sources": list(sources)})
     return {
         source: Cooldown(since=since, until=until, reason=reason, seconds_left=float(seconds))
         for source, since, until, reason, seconds in found
@@ -86,3 +81,9 @@ async def _select(session: AsyncSession, source: str) -> Cooldown | None:
 
 def _lies_ahead() -> sa.ColumnElement[bool]:
     return CooldownRow.until > sa.func.clock_timestamp()
+
+
+_row = CooldownRow.__table__.c
+COOLING = sa.select(
+    _row.source, _row.since, _row.until, _row.reason, sa.func.extract("epoch", _row.until - sa.func.clock_timestamp())
+).where(_row.source == sa.any_(sa.bindparam("sources", type_=ARRAY(sa.Text))), _lies_ahead())

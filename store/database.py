@@ -7,7 +7,7 @@ no difference whether connections come straight from the server or through a poo
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Literal
 
 import asyncpg
@@ -54,6 +54,8 @@ class Database:
             # Where it joins many to many, hash tables that fit into memory keep the order of the rows on disk.
             "work_mem": "64MB",
         }
+        names = (*self._settings, RUN_SETTING)
+        self._set = "SELECT " + ", ".join(f"set_config('{name}', ${i}, true)" for i, name in enumerate(names, 1))
 
     @classmethod
     def connect(
@@ -73,7 +75,6 @@ class Database:
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=CONNECT_TIMEOUT_SECONDS,
-            pool_pre_ping=True,
             hide_parameters=True,
             connect_args={
                 "timeout": CONNECT_TIMEOUT_SECONDS,
@@ -96,24 +97,44 @@ class Database:
 
         With `run`, the triggers on mirrors take what is written for that run's own writes. Raises DatabaseError.
         """
-        settings = {**self._settings, RUN_SETTING: "" if run is None else str(run)}
         try:
-            async with self._sessions() as session, session.begin():
-                await session.connection(execution_options={"isolation_level": isolation})
-                # The driver begins its transaction with the first statement; without one, a COPY would not be in it.
-                await session.execute(
-                    sa.select(*(sa.func.set_config(name, value, True) for name, value in settings.items()))
-                )
+            async with await self._begun(isolation, run) as session:
                 yield session
+                await session.commit()
         except (SQLAlchemyError, asyncpg.PostgresError, *BROKEN) as error:
             raise translate(error) from error
+
+    async def _begun(self, isolation: Isolation, run: int | None) -> AsyncSession:
+        """Return a session whose transaction has begun, on a connection that answers.
+
+        One from the pool may have been lost while it lay there. The first statement finds that out; there is no need to
+        ask before. The pool then takes all that were opened before for lost, so the next one is new.
+        """
+        try:
+            return await self._begun_once(isolation, run)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            return await self._begun_once(isolation, run)
+
+    async def _begun_once(self, isolation: Isolation, run: int | None) -> AsyncSession:
+        async with AsyncExitStack() as opened:
+            session = await opened.enter_async_context(self._sessions())
+            connection = await session.connection(execution_options={"isolation_level": isolation})
+            # The driver begins its transaction with the first statement; without one, a COPY would not be in it.
+            await connection.exec_driver_sql(self._set, (*self._settings.values(), "" if run is None else str(run)))
+            opened.pop_all()
+        return session
 
     @asynccontextmanager
     async def own_connection(self) -> AsyncIterator[Any]:
         """Open the driver's connection outside of the pool, and of a transaction, for one that listens."""
         try:
             async with self.engine.connect() as connection:
-                own = (await connection.get_raw_connection()).driver_connection
+                with suppress(DBAPIError):  # if it was lost while it lay in the pool, the next one is new
+                    await connection.exec_driver_sql("SELECT 1")
+                await connection.rollback()
+                own: Any = (await connection.get_raw_connection()).driver_connection
                 await connection.run_sync(sa.Connection.detach)
                 yield own
         except (SQLAlchemyError, asyncpg.PostgresError, *BROKEN) as error:

@@ -7,11 +7,12 @@ import hashlib
 from collections.abc import AsyncIterable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
 from asyncpg import UniqueViolationError
-from sqlalchemy.dialects.postgresql import asyncpg, insert
+from sqlalchemy.dialects.postgresql import JSONB, Insert, asyncpg, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from columns import Column, column_name
@@ -146,7 +147,7 @@ TABLE = """
              WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS types,
            (SELECT array_agg(t.tgname::text) FROM pg_trigger t
              WHERE t.tgrelid = c.oid AND t.tgenabled IN ('O', 'A')) AS triggers,
-           (SELECT array_agg(w.xid) FROM lockstep.foreign_writes w
+           (SELECT array_agg(w.xid::text) FROM lockstep.foreign_writes w
              WHERE w.mirror = :name AND w.scope IN ('', :scope)) AS foreign_writes,
            EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid
                      AND i.indpred IS NULL AND i.indexprs IS NULL
@@ -155,7 +156,15 @@ TABLE = """
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
      WHERE n.nspname = :db_schema AND c.relname = :table
 """
-CATALOG = sa.text(f"SELECT * FROM (SELECT) AS _ LEFT JOIN ({TABLE}) t ON true LEFT JOIN ({LIVE_VIEW}) v ON true")  # noqa: S608 # constants
+CATALOG = sa.text(f"""
+    SELECT t.*, v.*, known.fields, known.watched AS was_watched, s.name IS NOT NULL AS has_state, s.signature,
+           s.fingerprint_kind, s.stored_kind, s.feed, s.etag, s.last_modified, s.live_rows, s.cursor, s.last_run,
+           s.paused_since, s.pause_reason
+      FROM (SELECT) AS _ LEFT JOIN ({TABLE}) t ON true LEFT JOIN ({LIVE_VIEW}) v ON true
+      LEFT JOIN lockstep.mirrors known ON known.name = :name AND known.scope = ''
+      LEFT JOIN lockstep.mirrors s ON s.name = :name AND s.scope = :scope
+""").columns(fields=JSONB)  # noqa: S608 # constants
+"""All in one statement, for every run asks twice: what the table is, what is known of it, and of one of its scopes."""
 
 
 async def select_mirror(session: AsyncSession, source: Source) -> Mirror:
@@ -177,7 +186,6 @@ async def select_mirror(session: AsyncSession, source: Source) -> Mirror:
         raise SchemaConflict(f"{name} is not a table.", remedy="Name another table in table_name.")
     types = dict(zip(found.names or (), found.types or (), strict=True))
     demand_fit(source.scope, types, name)
-    of_table, row = await _select_rows(session, name, source.scope_id)
     return Mirror(
         name=name,
         table=source.table,
@@ -188,13 +196,13 @@ async def select_mirror(session: AsyncSession, source: Source) -> Mirror:
         shape=source.shape,
         exists=exists,
         types=types,
-        columns=_source_columns(types, of_table, source.key),
+        columns=_source_columns(types, found.fields or {}, source.key),
         has_rows=exists and await _has_rows(session, source, types),
         keyed=bool(found.keyed),
         watched=set(TRIGGERS) <= set(found.triggers or ()),
-        may_watch=of_table is None or of_table.watched or not of_table.fields,
-        state=_state(row),
-        foreign_writes=frozenset(found.foreign_writes or ()),
+        may_watch=bool(found.was_watched or not found.fields),
+        state=_state(found),
+        foreign_writes=frozenset(int(xid) for xid in found.foreign_writes or ()),
         live_view=LiveView(
             name=live_name(source.table),
             db_schema=source.db_schema,
@@ -203,20 +211,12 @@ async def select_mirror(session: AsyncSession, source: Source) -> Mirror:
             options=tuple(found.live_options or ()),
             is_taken=found.live_columns is not None and not found.live_is_ours,
         ),
-        pause=Pause(since=row.paused_since, reason=row.pause_reason or "") if row and row.paused_since else None,
+        pause=Pause(since=found.paused_since, reason=found.pause_reason or "") if found.paused_since else None,
     )
 
 
-async def _select_rows(session: AsyncSession, name: str, scope: str) -> tuple[MirrorRow | None, MirrorRow | None]:
-    """Return what is known of a table, and of one of its scopes; that is the same where there are none."""
-    wanted = MirrorRow.name == name, MirrorRow.scope.in_([WHOLE_TABLE, scope])
-    rows = {row.scope: row for row in await session.scalars(sa.select(MirrorRow).where(*wanted))}
-    return rows.get(WHOLE_TABLE), rows.get(scope)
-
-
-def _source_columns(types: dict[str, str], row: MirrorRow | None, key: Sequence[str]) -> tuple[Column, ...]:
+def _source_columns(types: dict[str, str], known: dict[str, dict[str, Any]], key: Sequence[str]) -> tuple[Column, ...]:
     """Return the columns that are known to hold fields, the key's first; a run may find that others do too."""
-    known = row.fields if row else {}
     columns = [
         Column(name=entry["column"], field=name, sql_type=types[entry["column"]], owned=entry["owned"])
         for name, entry in known.items()
@@ -226,8 +226,8 @@ def _source_columns(types: dict[str, str], row: MirrorRow | None, key: Sequence[
     return tuple(sorted(columns, key=lambda column: places.get(column.field, len(places))))
 
 
-def _state(row: MirrorRow | None) -> MirrorState:
-    if row is None:
+def _state(row: sa.Row[Any]) -> MirrorState:
+    if not row.has_state:
         return MirrorState()
     return MirrorState(
         signature=row.signature,
@@ -242,9 +242,15 @@ def _state(row: MirrorRow | None) -> MirrorState:
 
 
 async def _has_rows(session: AsyncSession, source: Source, types: dict[str, str]) -> bool:
-    table = mirror_table(source.table, source.db_schema, {})
+    table = _bare_table(source.table, source.db_schema)
     some = sa.select(sa.literal(1)).select_from(table).where(*within(table, source.scope, types))
     return bool(await session.scalar(sa.select(sa.exists(some))))
+
+
+@lru_cache(maxsize=128)
+def _bare_table(name: str, db_schema: str) -> sa.Table:
+    """Return a mirror's table with its bookkeeping columns; the same object each time, so statements stay compiled."""
+    return mirror_table(name, db_schema, {})
 
 
 async def select_fingerprints(session: AsyncSession, mirror: Mirror) -> tuple[KnownFingerprints, int]:
@@ -255,14 +261,16 @@ async def select_fingerprints(session: AsyncSession, mirror: Mirror) -> tuple[Kn
     async def keep(data: bytes) -> None:
         copied.extend(data)
 
-    table = mirror_table(mirror.table, mirror.db_schema, {})
-    query = (
-        sa.select(sa.func.coalesce(table.c[FINGERPRINT], sa.cast(sa.literal(NO_FINGERPRINT, sa.Text), sa.Uuid)))
-        .where(table.c[DELETED_AT].is_(None), *mirror.within(table))
-        # A COPY takes no parameters, so its few values are spelled by SQLAlchemy, as this server reads them.
-        .compile(dialect=(await session.connection()).dialect, compile_kwargs={"literal_binds": True})
-    )
-    await driver.copy_from_query(str(query), output=keep, format="binary")
+    # A COPY takes no parameters, so its few values are spelled by SQLAlchemy, as this server reads them.
+    dialect = (await session.connection()).dialect
+    ours = mirror.within(_bare_table(mirror.table, mirror.db_schema))
+    conditions = [str(each.compile(dialect=dialect, compile_kwargs={"literal_binds": True})) for each in ours]
+    conditions.append(f"{_quote(DELETED_AT)} IS NULL")
+    query = f"""
+        SELECT COALESCE({_quote(FINGERPRINT)}, '{NO_FINGERPRINT}') FROM {mirror.qualified}
+         WHERE {" AND ".join(conditions)}
+    """  # noqa: S608 # constants, and what SQLAlchemy has quoted and spelled
+    await driver.copy_from_query(query, output=keep, format="binary")
     # Sorting millions of them takes a while; it does not hold up the other threads.
     return await asyncio.to_thread(KnownFingerprints.from_copy, copied)
 
@@ -284,7 +292,7 @@ async def count_live_rows(session: AsyncSession, mirror: Mirror) -> int:
     """Count the rows that are not tombstones."""
     if not mirror.exists:
         return 0
-    table = mirror_table(mirror.table, mirror.db_schema, {})
+    table = _bare_table(mirror.table, mirror.db_schema)
     query = sa.select(sa.func.count()).select_from(table).where(*mirror.within(table))
     if mirror.has_tombstones:
         query = query.where(table.c[DELETED_AT].is_(None))
@@ -303,20 +311,6 @@ async def delete_tombstones(session: AsyncSession, source: Source, *, age: timed
     # Places are unique within a partition only, so a row has to be old itself, too.
     deleted = await session.execute(sa.delete(table).where(place.in_(some), is_old).returning(sa.literal(1)))
     return len(deleted.all())
-
-
-async def select_lock_holders(database: Database, source: Source) -> list[int]:
-    """Return the backends that hold locks on a mirror's table or its rows, to be named to whoever waited for them."""
-    query = sa.text("""
-        SELECT DISTINCT l.pid FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
-          JOIN pg_namespace n ON n.oid = c.relnamespace
-         WHERE l.granted AND l.mode <> 'AccessShareLock' AND l.pid <> pg_backend_pid()
-           AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-           AND n.nspname = :db_schema AND c.relname = :table
-         ORDER BY l.pid
-    """)
-    async with database.transaction() as session:
-        return list(await session.scalars(query, {"db_schema": source.db_schema, "table": source.table}))
 
 
 async def copy_into(
@@ -358,8 +352,15 @@ async def upsert_mirror(
         **of_table,
         **state,
     }
-    statement = insert(MirrorRow).values(values)
-    await session.execute(statement.on_conflict_do_update(index_elements=["name", "scope"], set_=values))
+    await session.execute(_upsert(tuple(values)), values)
+
+
+@lru_cache
+def _upsert(names: tuple[str, ...]) -> Insert:
+    table = MirrorRow.__table__
+    statement = insert(table).values({name: sa.bindparam(name) for name in names})  # type: ignore[arg-type] # declared as FromClause
+    new = {name: statement.excluded[name] for name in names}
+    return statement.on_conflict_do_update(index_elements=["name", "scope"], set_=new)
 
 
 async def update_shape(session: AsyncSession, mirror: Mirror, columns: Sequence[Column], *, watched: bool) -> None:

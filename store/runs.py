@@ -30,6 +30,22 @@ RENEWAL_SECONDS = 8
 ENDED_WITHOUT_A_WORD = "The process that ran it ended before the run did."
 
 
+OUTCOME = "status", "duration_ms", "body_bytes", "first_load", "not_modified", "error", "cause", "remedy"
+"""What a run's row and its report say in the same words, besides the counts and the problems."""
+
+RUNS = RunRow.__table__
+MINE = RUNS.c.id == sa.bindparam("run", type_=sa.BigInteger), RUNS.c.status == "running"
+LOCK = sa.select(RUNS.c.id).where(*MINE).with_for_update()
+CLOSE = (
+    sa.update(RUNS)  # type: ignore[arg-type] # declared as FromClause
+    .where(*MINE)
+    .values(
+        finished_at=sa.func.clock_timestamp(),
+        **{name: sa.bindparam(name) for name in ("problems", *OUTCOME, *Counts.__dataclass_fields__)},
+    )
+)
+
+
 def _lease_end() -> sa.ColumnElement[datetime]:
     return sa.func.clock_timestamp() + sa.literal(LEASE)
 
@@ -80,25 +96,30 @@ async def insert_run(
     )
 
 
+def _opening(*conditions: sa.ColumnElement[bool]) -> sa.Executable:
+    names = ("source", "mirror", "scope", "approves", "undoes", "owner")
+    values = [sa.bindparam(name, type_=RUNS.c[name].type) for name in names]
+    return (
+        insert(RUNS)  # type: ignore[arg-type] # declared as FromClause
+        .from_select([*names, "lease_until"], sa.select(*values, _lease_end()).where(*conditions))
+        .on_conflict_do_nothing(index_elements=["mirror", "scope"], index_where=RUNS.c.status == "running")
+        .returning(RUNS)
+    )
+
+
+_is_paused = sa.exists().where(
+    MirrorRow.name == sa.bindparam("mirror"),
+    MirrorRow.scope == sa.bindparam("scope"),
+    MirrorRow.paused_since.is_not(None),
+)
+OPEN = _opening(~_is_paused, ~is_cooling(sa.bindparam("source", type_=sa.Text)))
+OPEN_UNDO = _opening()
+
+
 async def _open(session: AsyncSession, values: dict[str, Any]) -> Report | None:
     """Insert a running run, or return None if the mirror has one, or if it must not run and this is not an undo."""
-    of_source = MirrorRow.name == values["mirror"], MirrorRow.scope == values["scope"]
-    paused = sa.exists().where(*of_source, MirrorRow.paused_since.is_not(None))
-    columns = RunRow.__table__.c
-    opening: dict[str, sa.ColumnElement[Any]] = {
-        name: sa.literal(value, columns[name].type) for name, value in values.items()
-    }
-    opening |= {"owner": sa.literal(owners.OWNER), "lease_until": _lease_end()}
-    chosen = sa.select(*opening.values())
-    if values["undoes"] is None:
-        chosen = chosen.where(~paused, ~is_cooling(values["source"]))
-    inserted = await session.execute(
-        insert(RunRow)
-        .from_select(list(opening), chosen)
-        .on_conflict_do_nothing(index_elements=["mirror", "scope"], index_where=RunRow.status == "running")
-        .returning(RunRow)
-    )
-    row = inserted.scalar_one_or_none()
+    opened = await session.execute(OPEN if values["undoes"] is None else OPEN_UNDO, {**values, "owner": owners.OWNER})
+    row = opened.one_or_none()
     if row is None:
         return None
     owners.under_way.add(row.id)  # before anybody can see it
@@ -143,9 +164,7 @@ async def renew_lease(database: Database, run: int) -> None:
 
 async def lock_run(session: AsyncSession, run: int) -> None:
     """Lock a run's row until the transaction ends; raise RunInterrupted if it was given up for dead."""
-    alive = await session.scalar(
-        sa.select(RunRow.id).where(RunRow.id == run, RunRow.status == "running").with_for_update()
-    )
+    alive = await session.scalar(LOCK, {"run": run})
     if alive is None:
         raise RunInterrupted(f"Run {run} was given up for dead, because its lease had not been renewed in time.")
 
@@ -153,20 +172,9 @@ async def lock_run(session: AsyncSession, run: int) -> None:
 async def update_run(session: AsyncSession, report: Report) -> None:
     """Close a run as its report says; a run that is closed already stays as it is."""
     counts = asdict(report.counts)
-    outcome = {
-        name: getattr(report, name)
-        for name in ("status", "duration_ms", "body_bytes", "first_load", "not_modified", "error", "cause", "remedy")
-    }
-    await session.execute(
-        sa.update(RunRow)
-        .where(RunRow.id == report.run, RunRow.status == "running")
-        .values(
-            finished_at=sa.func.clock_timestamp(),
-            problems=msgspec.to_builtins(report.problems, str_keys=True),
-            **counts,
-            **outcome,
-        )
-    )
+    outcome = {name: getattr(report, name) for name in OUTCOME}
+    problems = msgspec.to_builtins(report.problems, str_keys=True)
+    await session.execute(CLOSE, {"run": report.run, "problems": problems, **counts, **outcome})
 
 
 async def finish_run(database: Database, report: Report) -> None:
@@ -225,7 +233,7 @@ async def _interrupt_dead_runs(session: AsyncSession, mirror: str | None) -> int
     return len(dead)
 
 
-def report_of(row: RunRow) -> Report:
+def report_of(row: RunRow | sa.Row[Any]) -> Report:
     """Return what a row says of its run."""
     return Report(
         run=row.id,

@@ -15,6 +15,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.schema import CreateTable
 
 from columns import Column
 from models import DELETED_AT, FINGERPRINT, UPDATED_AT, ChangeRow, Difference, SqlType, mirror_table
@@ -32,6 +33,8 @@ STAGE = "_lockstep_stage"
 DIFFERENCES = "_lockstep_differences"
 MARKED = "_lockstep_marked"
 PROTECTED = "_lockstep_protected"
+
+_dialect = postgresql.asyncpg.dialect()  # type: ignore[no-untyped-call] # SQLAlchemy leaves it untyped
 
 MAX_ARGUMENTS = 90
 """PostgreSQL's functions take 100 arguments at most."""
@@ -53,12 +56,11 @@ class Staging:
 
     async def create(self, session: AsyncSession) -> None:
         """Create the temporary tables that are sure to be needed; they vanish with the transaction."""
-        await _create(session, self.stage)
-        await _create(session, self.differences)
+        marked = [] if self.marked_are_seen is None else [self.marked]
+        await _create(session, self.stage, self.differences, *marked)
 
     async def copy_marked(self, session: AsyncSession, copied: bytes) -> None:
         """Take marked fingerprints in, as a binary COPY."""
-        await _create(session, self.marked)
         driver = await driver_connection(session)
         await driver.copy_to_table(MARKED, source=_once(copied), format="binary")
 
@@ -354,8 +356,14 @@ def _tables(
     )
 
 
-async def _create(session: AsyncSession, table: sa.Table) -> None:
-    await (await session.connection()).run_sync(table.create, checkfirst=False)
+async def _create(session: AsyncSession, *tables: sa.Table) -> None:
+    """Create tables in one go; not by SQLAlchemy, which has all connections forget all types after that."""
+    await (await driver_connection(session)).execute(";".join(map(_creation, tables)))
+
+
+@lru_cache(maxsize=512)
+def _creation(table: sa.Table) -> str:
+    return str(CreateTable(table).compile(dialect=_dialect))
 
 
 def _temporary(name: str, sql_types: dict[str, str], *others: sa.Column[Any]) -> sa.Table:
