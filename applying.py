@@ -17,7 +17,7 @@ from gathering import Gathered
 from leaving import leave_state
 from models import KEPT_DIFFERENCES, KEPT_PROBLEMS, Counts, Problem
 from rows import RowDecoder
-from shaping import is_settled, settle_shape
+from shaping import demand_scope, is_settled, settle_shape
 from store import mirrors, runs, shapes
 from store.database import Database
 from store.journal import insert_first_load, journaling
@@ -115,6 +115,7 @@ async def _read_again(session: AsyncSession, source: Source, gathered: Gathered,
     mirror = await mirrors.select_mirror(session, source)
     if order.run is not None and mirror.pause:
         raise SourcePaused(source=source.name, since=mirror.pause.since, reason=mirror.pause.reason)
+    demand_scope(mirror, source)
     moved = (
         mirror.foreign_writes != before.foreign_writes
         or mirror.watched != before.watched

@@ -13,12 +13,24 @@ import structlog
 
 from columns import Column, join
 from definitions import Source
-from errors import SourcePaused
+from errors import SchemaConflict, SourcePaused
 from store import mirrors, runs, scopes, shapes
 from store.database import Database
 from store.mirrors import Mirror
 
 log = structlog.get_logger()
+
+
+def demand_scope(mirror: Mirror, source: Source) -> None:
+    """Raise SchemaConflict if a table's rows belong to scopes, and a source without one would take all for its own.
+
+    Such a table has columns, but no run of the whole table has made them.
+    """
+    if mirror.columns and mirror.state.last_run is None and not mirror.scope:
+        raise SchemaConflict(
+            f"Table {mirror.name} is shared by sources that have a `scope`, and {source.name} has none.",
+            remedy="Nothing was written. Give the source its `scope` back, or another table.",
+        )
 
 
 def is_settled(mirror: Mirror, columns: Iterable[Column]) -> bool:

@@ -22,7 +22,7 @@ CLAIMED_AT_ONCE = 500
 SHORTEST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 2.0
 """Between two looks for ticks; what is due may be changed by other nodes, and the clock by anybody."""
 KEEP_SECONDS = 300.0
-"""Between two looks after the rows of the schedules, and after what the job engine has logged."""
+"""Between two looks after the rows of the schedules, the jobs, and what the job engine has logged."""
 GIVE_WAY_EVERY = 50
 """How many moments are computed before others get their turn."""
 
@@ -63,7 +63,7 @@ class Ticker:
         self._mine = {known[identity]: tick for identity, tick in self._ticks.items()}
         self._foreign.clear()
         removed = await rows.keep_schedules(self._database, self._mine)
-        await jobs.delete_old_log(self._database)
+        await jobs.keep_jobs(self._database)
         if new or removed:
             log.info("schedules_changed", added=len(new), removed=removed)
 

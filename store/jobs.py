@@ -66,6 +66,14 @@ BEAT = f"""
 """  # noqa: S608 (a constant)
 """Say that a worker is alive; a job that is locked is being ended, or taken by another one."""
 
+MEND = sa.text(f"""
+    UPDATE {NAMES.qualified.queue_table}
+       SET execute_after = least(execute_after, now()), heartbeat = least(heartbeat, now())
+     WHERE id IN (SELECT id FROM {NAMES.qualified.queue_table}
+                   WHERE greatest(execute_after, heartbeat) > now() + :far FOR UPDATE SKIP LOCKED)
+""").bindparams(sa.bindparam("far", timedelta(minutes=1), type_=sa.Interval))  # noqa: S608 (a constant)
+"""No job waits for that long: somebody has put the clock back, and it would keep its source's ticks away until then."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
@@ -206,10 +214,11 @@ async def insert_jobs(session: AsyncSession, orders: Sequence[Order]) -> list[Or
     return [order for order, job in zip(orders, added, strict=True) if job is None]
 
 
-async def delete_old_log(database: Database) -> None:
-    """Remove what pgqueuer has written about jobs, once it is old."""
+async def keep_jobs(database: Database) -> None:
+    """Mend jobs that wait for a clock that was put back, and remove what pgqueuer wrote about jobs once it is old."""
     statement = f"DELETE FROM {NAMES.qualified.queue_table_log} WHERE created < now() - :age"  # noqa: S608 (a constant)
     async with database.transaction() as session:
+        await session.execute(MEND)
         await session.execute(sa.text(statement).bindparams(sa.bindparam("age", LOG_KEPT, type_=sa.Interval)))
 
 

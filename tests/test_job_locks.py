@@ -1,4 +1,4 @@
-"""Jobs are locked in one order by whoever takes them, ends them, hands them back, or says that it still has them."""
+"""Jobs are locked in one order by whoever takes, ends or keeps them, and wait for no clock that was put back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pgqueuer.ports.repository import EntrypointExecutionParameter
 
 from store import Database
 from store.job_engine import Patience, install
-from store.jobs import ENTRYPOINT, JobQueries, Order, insert_jobs
+from store.jobs import ENTRYPOINT, JobQueries, Order, insert_jobs, keep_jobs
 from tests.postgres import connect
 from tests.working import Connection, until
 
@@ -75,4 +75,22 @@ async def test_a_worker_speaks_for_its_own_jobs_alone(database: Database, databa
     assert await sql.fetchval(late)
     await other.update_heartbeat([job.id])
     assert not await sql.fetchval(late)
+    await sql.close()
+
+
+async def test_jobs_do_not_wait_for_a_clock_that_was_put_back(database: Database, database_url: str) -> None:
+    """A job that waits, and one that was lost, are taken soon after the clock was put back by an hour."""
+    await install(database)
+    async with database.transaction() as session:
+        await insert_jobs(session, [Order(source=name, mode="snapshot") for name in ("lost", "waits")])
+    sql: Connection = await connect(database_url)
+    queries = JobQueries(database, Patience(asyncio.Event()), room=lambda: 1)
+    await take(queries, QueueManagerId(uuid.uuid4()))
+    await sql.execute("UPDATE lockstep.pgqueuer SET execute_after = now() + interval '1 h'")
+    await sql.execute("UPDATE lockstep.pgqueuer SET heartbeat = now() + interval '1 h' WHERE status = 'picked'")
+    other = JobQueries(database, Patience(asyncio.Event()), room=lambda: 10)
+    assert await take(other, QueueManagerId(uuid.uuid4())) == []
+    await keep_jobs(database)
+    await sql.execute("UPDATE lockstep.pgqueuer SET heartbeat = heartbeat - interval '11 s' WHERE status = 'picked'")
+    assert len(await take(other, QueueManagerId(uuid.uuid4()))) == 2
     await sql.close()
