@@ -242,6 +242,9 @@ def _state(row: sa.Row[Any]) -> MirrorState:
 
 
 async def _has_rows(session: AsyncSession, source: Source, types: dict[str, str]) -> bool:
+    if not source.scope:  # as text, which need not be compiled anew for each of many tables
+        some_row = f"SELECT EXISTS (SELECT FROM {_quote(source.db_schema)}.{_quote(source.table)})"  # noqa: S608 # quoted
+        return bool((await (await session.connection()).exec_driver_sql(some_row)).scalar())
     table = _bare_table(source.table, source.db_schema)
     some = sa.select(sa.literal(1)).select_from(table).where(*within(table, source.scope, types))
     return bool(await session.scalar(sa.select(sa.exists(some))))
@@ -263,7 +266,7 @@ async def select_fingerprints(session: AsyncSession, mirror: Mirror) -> tuple[Kn
 
     # A COPY takes no parameters, so its few values are spelled by SQLAlchemy, as this server reads them.
     dialect = (await session.connection()).dialect
-    ours = mirror.within(_bare_table(mirror.table, mirror.db_schema))
+    ours = mirror.within(_bare_table(mirror.table, mirror.db_schema)) if mirror.scope else []
     conditions = [str(each.compile(dialect=dialect, compile_kwargs={"literal_binds": True})) for each in ours]
     conditions.append(f"{_quote(DELETED_AT)} IS NULL")
     query = f"""
