@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 import structlog
+from sqlalchemy.engine import make_url
 
 from store import Database, migrations
 from tests import logs
 from tests.engine import Engine, open_engine
 from tests.feed_server import FeedServer
-from tests.postgres import fresh_database, postgres_server
+from tests.postgres import drop_left, fresh_database, postgres_server
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,20 +37,37 @@ async def server_url() -> AsyncIterator[str]:
     """Run one PostgreSQL for the whole session."""
     async with postgres_server() as url:
         yield url
+        await drop_left()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def template(server_url: str) -> AsyncIterator[str]:
+    """Make a database with the service's own tables, to be copied for each test."""
+    async with fresh_database(server_url) as url:
+        database = Database.connect(url, pool_size=1)
+        await migrations.upgrade(database)
+        await database.close()
+        yield str(make_url(url).database)
 
 
 @pytest_asyncio.fixture
-async def database_url(server_url: str) -> AsyncIterator[str]:
-    """Make an empty database for one test."""
+async def empty_database_url(server_url: str) -> AsyncIterator[str]:
+    """Make a database for one test that nobody has used."""
     async with fresh_database(server_url) as url:
         yield url
 
 
 @pytest_asyncio.fixture
+async def database_url(server_url: str, template: str) -> AsyncIterator[str]:
+    """Make a database for one test that has the service's own tables, and nothing in them."""
+    async with fresh_database(server_url, template=template) as url:
+        yield url
+
+
+@pytest_asyncio.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    """Connect to a database that has the service's own tables."""
+    """Connect to a test's database."""
     database = Database.connect(database_url, pool_size=5)
-    await migrations.upgrade(database)
     yield database
     await database.close()
 

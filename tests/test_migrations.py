@@ -60,31 +60,31 @@ async def test_an_upgrade_that_is_done_does_nothing(database: Database, database
     assert await objects(database_url) == before
 
 
-async def test_replicas_may_migrate_at_once(database_url: str) -> None:
+async def test_replicas_may_migrate_at_once(empty_database_url: str) -> None:
     """Of replicas that start together, one migrates; the others wait, and all can go on."""
-    replicas = [Database.connect(database_url, pool_size=1) for _ in range(4)]
+    replicas = [Database.connect(empty_database_url, pool_size=1) for _ in range(4)]
     await asyncio.gather(*(migrations.upgrade(replica) for replica in replicas))
     assert {await migrations.current(replica) for replica in replicas} == {migrations.head()}
     for replica in replicas:
         await replica.close()
 
 
-async def test_there_is_no_revision_before_the_first_migration(database_url: str) -> None:
+async def test_there_is_no_revision_before_the_first_migration(empty_database_url: str) -> None:
     """An empty database has no revision, and saying so makes nothing in it."""
-    database = Database.connect(database_url, pool_size=1)
+    database = Database.connect(empty_database_url, pool_size=1)
     assert await migrations.current(database) is None
     await database.close()
-    assert await objects(database_url) == []
+    assert await objects(empty_database_url) == []
 
 
-async def test_a_failed_upgrade_leaves_nothing(database_url: str) -> None:
+async def test_a_failed_upgrade_leaves_nothing(empty_database_url: str) -> None:
     """Migrations are one transaction: where one statement fails, none has happened."""
-    sql = await connect(database_url)
+    sql = await connect(empty_database_url)
     await sql.execute("CREATE SCHEMA lockstep; CREATE TABLE lockstep.runs (id int)")
-    database = Database.connect(database_url, pool_size=1)
+    database = Database.connect(empty_database_url, pool_size=1)
     failures = await asyncio.gather(migrations.upgrade(database), return_exceptions=True)
     assert isinstance(failures[0], Exception)
-    assert await objects(database_url) == [("table", "runs")]
+    assert await objects(empty_database_url) == [("table", "runs")]
     await sql.execute("DROP TABLE lockstep.runs")
     await migrations.upgrade(database)
     await sql.close()

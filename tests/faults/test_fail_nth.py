@@ -21,7 +21,8 @@ from tests.engine import Engine, assert_holds, dump
 from tests.faults.support import AFTER, BEFORE
 from tests.faults.wire import DatabaseWire, Fault, SourceWire
 
-VERSIONS = (BEFORE, AFTER)
+FAULTS: Sequence[Fault] = ("request lost", "answer lost", "stopped")
+LAST_REQUESTS = 5
 ENDED_WELL = ("succeeded", "unchanged")
 AFTER_OPENING = 12
 """A request that comes after a run was opened, and before it has fetched anything."""
@@ -53,36 +54,56 @@ async def forget_mirror(engine: Engine) -> None:
     await engine.edit("DROP TABLE IF EXISTS {table} CASCADE", "DELETE FROM lockstep.mirrors")
 
 
-@pytest.mark.parametrize("fault", ["request lost", "answer lost", "stopped"])
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.soak)], ids=["some", "each"])
+@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("prepare", [nothing_first, forget_mirror], ids=["later run", "first load"])
 async def test_every_request_to_the_database_may_fail(
-    wired: Engine, wire: DatabaseWire, prepare: Callable[[Engine], Awaitable[None]], fault: Fault
+    wired: Engine, wire: DatabaseWire, prepare: Callable[[Engine], Awaitable[None]], fault: Fault, every: int
 ) -> None:
-    """Whichever request or answer is lost, or wherever the run is stopped, the run is written wholly or not at all."""
-    for nth in itertools.count(1):
-        wanted = VERSIONS[nth % 2]
-        await prepare(wired)
-        wired.serve(dump(wanted))
-        before, newest = await wired.written(), await newest_run(wired)
-        with capture_logs():
-            ended = await run_with_fault(wired, wire, nth, fault)
-        if wire.is_armed:
-            wire.disarm()
-            assert isinstance(ended, Report)
-            break
-        if isinstance(ended, Report):
-            assert ended.status in ENDED_WELL
-        elif not await was_committed(wired, newest):
-            assert await wired.written() == before
-        else:
-            assert isinstance(ended, asyncio.CancelledError), f"run {newest} was written, and yet ended with {ended!r}"
-        if isinstance(ended, LockstepError) and ended.run is not None:
-            # Only where the answer to its opening was lost does nobody know a run's number, and leave it open.
-            assert (await newest_state(wired))[0] in ("failed", "interrupted")
-        await run_clean(wired, wanted)
-        await assert_runs_are_closed(wired)
-        assert wired.database.engine.pool.checkedout() == 0  # type: ignore[attr-defined] # every pool with a limit has it
+    """Whichever request or answer is lost, or wherever the run is stopped, the run is written wholly or not at all.
+
+    Each request is tried with one of the faults, and those at the end of a run, where it is committed, with all.
+    """
+    versions = itertools.cycle((AFTER, BEFORE))
+    nth = 1 + FAULTS.index(fault) % every
+    while await goes_wrong(wired, wire, next(versions), prepare, fault, nth):
+        nth += every
     assert nth > 20, "hardly anything was tried"
+    for last in range(nth - every + 1 - LAST_REQUESTS, nth):
+        await goes_wrong(wired, wire, next(versions), prepare, fault, last)
+
+
+async def goes_wrong(
+    wired: Engine,
+    wire: DatabaseWire,
+    wanted: Sequence[Any],
+    prepare: Callable[[Engine], Awaitable[None]],
+    fault: Fault,
+    nth: int,
+) -> bool:
+    """Let the `nth` request of a run go wrong, and see what comes of it; return False if it has not so many."""
+    await prepare(wired)
+    wired.serve(dump(wanted))
+    before, newest = await wired.written(), await newest_run(wired)
+    with capture_logs():
+        ended = await run_with_fault(wired, wire, nth, fault)
+    if wire.is_armed:
+        wire.disarm()
+        assert isinstance(ended, Report)
+        return False
+    if isinstance(ended, Report):
+        assert ended.status in ENDED_WELL
+    elif not await was_committed(wired, newest):
+        assert await wired.written() == before
+    else:
+        assert isinstance(ended, asyncio.CancelledError), f"run {newest} was written, and yet ended with {ended!r}"
+    if isinstance(ended, LockstepError) and ended.run is not None:
+        # Only where the answer to its opening was lost does nobody know a run's number, and leave it open.
+        assert (await newest_state(wired))[0] in ("failed", "interrupted")
+    await run_clean(wired, wanted)
+    await assert_runs_are_closed(wired)
+    assert wired.database.engine.pool.checkedout() == 0  # type: ignore[attr-defined] # every pool with a limit has it
+    return True
 
 
 async def run_with_fault(engine: Engine, wire: DatabaseWire, nth: int, fault: Fault) -> Report | BaseException:
@@ -145,20 +166,23 @@ async def test_a_run_that_cannot_say_that_it_failed_is_given_up(wired: Engine, w
     await assert_runs_are_closed(wired)
 
 
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.soak)], ids=["some", "each"])
 @pytest.mark.parametrize("resets", [False, True], ids=["closed", "reset"])
 @pytest.mark.parametrize(
     "answer",
     [{}, {"framing": "chunked"}, {"framing": "close"}, {"framing": "close", "encodings": ("gzip",)}],
     ids=["length", "chunked", "close", "gzip"],
 )
-async def test_the_source_may_go_at_every_byte(engine: Engine, answer: dict[str, Any], *, resets: bool) -> None:
+async def test_the_source_may_go_at_every_byte(
+    engine: Engine, answer: dict[str, Any], every: int, *, resets: bool
+) -> None:
     """Wherever the connection to the source ends, a run takes the whole answer or nothing of it."""
     failures = 0
     async with SourceWire(engine.feed.port) as wire:
         engine.configure(attempts=1, url=f"http://127.0.0.1:{wire.port}/feed.json")
         wire.resets = resets
         await engine.sync(dump(BEFORE))
-        for passed in itertools.count(0, 5):
+        for passed in itertools.count(0, every):
             wanted = dump(AFTER[:3])
             engine.serve(wanted, **answer)
             engine.configure(max_delete_rows=len(BEFORE))

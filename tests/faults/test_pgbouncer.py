@@ -34,8 +34,16 @@ async def database(database_url: str, pooler_url: URL) -> AsyncIterator[Database
     """Connect by way of pgbouncer, for all tests of this module."""
     pooled = pooler_url.set(database=make_url(database_url).database)
     database = Database.connect(pooled.render_as_string(hide_password=False), pool_size=5)
-    await migrations.upgrade(database)
     yield database
+    await database.close()
+
+
+async def test_the_services_tables_are_made_through_it(empty_database_url: str, pooler_url: URL) -> None:
+    """A service that starts behind the pooler makes its tables."""
+    pooled = pooler_url.set(database=make_url(empty_database_url).database)
+    database = Database.connect(pooled.render_as_string(hide_password=False), pool_size=2)
+    await migrations.upgrade(database)
+    assert await migrations.current(database) == migrations.head()
     await database.close()
 
 
