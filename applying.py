@@ -20,7 +20,7 @@ from rows import RowDecoder
 from shaping import demand_scope, is_settled, settle_shape
 from store import mirrors, runs, shapes
 from store.database import Database
-from store.journal import insert_first_load, journaling
+from store.journal import insert_entries, insert_first_load
 from store.mirrors import Mirror
 from store.scopes import lock_shape
 from store.staging import Staging
@@ -187,8 +187,7 @@ class _Application:
     async def journal(self) -> None:
         """Give the run its place in the journal: after all else, for other runs that have changed anything wait."""
         if self._staging is not None:
-            async with journaling(self._session, self._run):
-                await self._staging.insert_changes(self._session, self._run)
+            await insert_entries(self._session, self._run, self._mirror.name, self._staging.entries())
         elif self._outcome.first_load and self._outcome.counts.created:
             await insert_first_load(self._session, self._run)
 

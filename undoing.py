@@ -16,7 +16,7 @@ from models import Counts, Report
 from running import milliseconds_since, run_to_end, written
 from store import mirrors, pauses, runs
 from store.database import Database
-from store.journal import journaling
+from store.journal import insert_entries
 from store.scopes import lock_shape
 from store.undo import Obstacles, Undo, select_undone
 
@@ -77,8 +77,7 @@ async def _take_back(database: Database, source: Source, opened: Report, run: in
                     opened, status="succeeded", counts=Counts(**changed), duration_ms=milliseconds_since(started)
                 )
                 await runs.update_run(session, report)
-                async with journaling(session, opened.run):
-                    await undo.insert_changes(session, opened.run)
+                await insert_entries(session, opened.run, opened.table, undo.entries())
                 return report
         except DatabaseContended:
             contentions += 1

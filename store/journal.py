@@ -9,8 +9,7 @@ first load has a number too, and no entries.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -29,28 +28,13 @@ CHANNEL = "lockstep_changes"
 """Where commits that add to the journal are told of; nothing but the fact."""
 
 SEQUENCE = sa.literal("lockstep.changes_seq_seq", sa.Text).cast(REGCLASS)
-LAST_NUMBER = sa.func.coalesce(sa.func.pg_sequence_last_value(SEQUENCE), 0)
 
 PATIENCE = "10min"
 """How long a run waits for its turn; nobody but runs takes turns, each for no longer than its entries are written."""
 
 _patient = sa.select(sa.func.set_config("lock_timeout", PATIENCE, True)).cte("patient")
 _locked = sa.select(sa.func.pg_advisory_xact_lock(JOURNAL_LOCK)).select_from(_patient).cte("locked")
-LOCK_AND_SELECT_NEXT = sa.select(LAST_NUMBER + 1).select_from(_locked)
-"""The number is read for the row that the lock returns, so not before it is held."""
-
-_first = sa.bindparam("first", type_=sa.BigInteger)
-NOTE_AND_NOTIFY = (
-    sa.update(RunRow.__table__)  # type: ignore[arg-type] # declared as FromClause
-    .where(RunRow.id == sa.bindparam("noted", type_=sa.BigInteger))
-    .values(
-        first_seq=_first,
-        last_seq=sa.case((_first > LAST_NUMBER, sa.func.nextval(SEQUENCE)), else_=LAST_NUMBER),
-        finished_at=sa.func.clock_timestamp(),
-    )
-    .returning(sa.func.pg_notify(CHANNEL, ""))
-)
-"""The end of a run is a moment of its turn, so that later entries never have earlier moments."""
+"""Has a row once the lock is held, so whoever joins with it comes after that."""
 
 AT = sa.func.coalesce(RunRow.finished_at, RunRow.started_at).label("at")
 CHANGE = (
@@ -79,24 +63,45 @@ class Page:
     """Nothing that was asked for is left before or at this number: where the next page begins."""
 
 
-@asynccontextmanager
-async def journaling(session: AsyncSession, run: int) -> AsyncIterator[None]:
-    """Let a run number its entries in the block, and note in its row which numbers are its own.
+async def insert_entries(session: AsyncSession, run: int, mirror: str, entries: sa.Subquery) -> None:
+    """Journal what a run has done: `entries` has the columns op, key and changes, and at least one row.
 
     A sequence gives numbers in the order of asking. Without the lock, a run that asked first and commits last would
-    put its changes behind the back of a reader who has gone past them. A run without entries takes one number.
-
-    It is the last thing that a transaction does, for meanwhile nobody else can commit anything that has changed.
+    put its changes behind the back of a reader who has gone past them. It is the last statement of a transaction, and
+    a single one, for meanwhile nobody else can commit anything that has changed, however busy this process is.
     """
-    first = await session.scalar(LOCK_AND_SELECT_NEXT)
-    yield
-    await session.execute(NOTE_AND_NOTIFY, {"noted": run, "first": first})
+    rows = sa.select(
+        sa.literal(run, sa.BigInteger), sa.literal(mirror), entries.c.op, entries.c.key, entries.c.changes
+    ).select_from(entries.join(_locked, sa.true()))
+    added = (
+        sa.insert(ChangeRow.__table__)  # type: ignore[arg-type] # declared as FromClause
+        .from_select(["run", "mirror", "op", "key", "changes"], rows)
+        .returning(ChangeRow.seq)
+        .cte("added")
+    )
+    await _note(
+        session, run, sa.select(sa.func.min(added.c.seq).label("first"), sa.func.max(added.c.seq).label("last"))
+    )
 
 
 async def insert_first_load(session: AsyncSession, run: int) -> None:
-    """Give a run that filled an empty mirror its place in the journal, which has no entries of it."""
-    async with journaling(session, run):
-        pass
+    """Give a run that filled an empty mirror its place in the journal: one number, and no entries."""
+    number = sa.select(sa.func.nextval(SEQUENCE).label("seq")).select_from(_locked).cte("number")
+    await _note(session, run, sa.select(number.c.seq.label("first"), number.c.seq.label("last")))
+
+
+async def _note(session: AsyncSession, run: int, first_and_last: sa.Select[Any]) -> None:
+    """Note in a run's row which numbers are its own, and wake those who follow the journal.
+
+    Its end is a moment of its turn, so that later entries never have earlier moments.
+    """
+    numbers = first_and_last.add_columns(sa.literal(run, sa.BigInteger).label("run")).cte("numbers")
+    await session.execute(
+        sa.update(RunRow.__table__)  # type: ignore[arg-type] # declared as FromClause
+        .where(RunRow.id == numbers.c.run)
+        .values(first_seq=numbers.c.first, last_seq=numbers.c.last, finished_at=sa.func.clock_timestamp())
+        .returning(sa.func.pg_notify(CHANNEL, ""))
+    )
 
 
 async def select_page(

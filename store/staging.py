@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.schema import CreateTable
 
 from columns import Column
-from models import DELETED_AT, FINGERPRINT, UPDATED_AT, ChangeRow, Difference, SqlType, mirror_table
+from models import DELETED_AT, FINGERPRINT, UPDATED_AT, Difference, SqlType, mirror_table
 from store.database import driver_connection
 from store.mirrors import Mirror
 from store.shapes import widened
@@ -241,21 +241,12 @@ class Staging:
             .where(self._same_key(self.stage, self.table), self.table.c[DELETED_AT].is_(None), stale)
         )
 
-    async def insert_changes(self, session: AsyncSession, run: int) -> None:
-        """Journal the differences."""
-        table = self.differences
-        await session.execute(
-            sa.insert(ChangeRow.__table__).from_select(  # type: ignore[arg-type] # declared as FromClause
-                ["run", "mirror", "op", "key", "changes"],
-                sa.select(
-                    sa.literal(run, sa.BigInteger),
-                    sa.literal(self.mirror.name),
-                    table.c[OPERATION],
-                    table.c[KEY],
-                    table.c[CHANGES],
-                ),
-            )
-        )
+    def entries(self) -> sa.Subquery:
+        """Return the differences as the journal takes them."""
+        columns = self.differences.c
+        return sa.select(
+            columns[OPERATION].label("op"), columns[KEY].label("key"), columns[CHANGES].label("changes")
+        ).subquery()
 
     async def _insert_differences(
         self,

@@ -182,21 +182,17 @@ class Undo:
         """
         return await self._obstacles(session, inexact)
 
-    async def insert_changes(self, session: AsyncSession, run: int) -> None:
-        """Journal what was done, as changes of any run are journaled."""
+    def entries(self) -> sa.Subquery:
+        """Return what was done as the journal takes it, like changes of any run."""
         pair = "jsonb_build_array(COALESCE(found -> f, 'null'), COALESCE(wanted -> f, 'null'))"
-        await self._execute(
-            session,
-            f"""
-            INSERT INTO lockstep.changes (run, mirror, op, key, changes)
-            SELECT :undo, :mirror, {INVERSE}, key,
+        query = f"""
+            SELECT {INVERSE} AS op, key,
                    (SELECT COALESCE(jsonb_object_agg(f, {pair}), '{{}}')
                       FROM jsonb_object_keys(found || COALESCE(wanted, '{{}}')) f
-                     WHERE found -> f IS DISTINCT FROM wanted -> f)
+                     WHERE found -> f IS DISTINCT FROM wanted -> f) AS changes
               FROM _lockstep_undo ORDER BY seq
-            """,
-            undo=run,
-        )
+        """
+        return sa.text(query).columns(op=sa.Text, key=JSONB, changes=JSONB).subquery()
 
     async def _obstacles(
         self, session: AsyncSession, rows: str, runs: str = "CAST(NULL AS bigint[])", **values: object
