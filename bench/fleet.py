@@ -31,7 +31,6 @@ class Member:
     process: asyncio.subprocess.Process
     watched: psutil.Process
     console: Path
-    start_seconds: float
 
 
 class Fleet:
@@ -43,6 +42,8 @@ class Fleet:
         self._started = 0
         self._spent_seconds = 0.0
         """What workers used that are gone."""
+        self.start_seconds = 0.0
+        """The longest that a worker has taken from its start until it took jobs."""
         self.members: list[Member] = []
 
     async def start(self, count: int = 1) -> None:
@@ -73,11 +74,6 @@ class Fleet:
         """What all workers have used, those that are gone included."""
         return self._spent_seconds + sum(cpu_seconds(member.watched) for member in self.members)
 
-    @property
-    def start_seconds(self) -> float:
-        """The longest that a worker took from its start until it took jobs."""
-        return max(member.start_seconds for member in self.members)
-
     async def _start(self) -> Member:
         self._started += 1
         console = self._directory / f"worker-{self._started}.txt"
@@ -90,12 +86,23 @@ class Fleet:
                 stdout=output,
                 stderr=output,
             )
-        while READY not in console.read_bytes():
-            if process.returncode is not None or time.perf_counter() - began > START_TIMEOUT_SECONDS:
-                raise FleetFailed(f"a worker did not become ready: {tail_of(console)}")
-            await asyncio.sleep(POLL_SECONDS)
-        seconds = time.perf_counter() - began
-        return Member(process=process, watched=psutil.Process(process.pid), console=console, start_seconds=seconds)
+        member = Member(process=process, watched=psutil.Process(process.pid), console=console)
+        try:
+            await wait_until_ready(member)
+        except BaseException:
+            process.kill()
+            raise
+        self.start_seconds = max(self.start_seconds, time.perf_counter() - began)
+        return member
+
+
+async def wait_until_ready(member: Member) -> None:
+    """Wait until a worker says in its log that it takes jobs."""
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    while READY not in member.console.read_bytes():
+        if member.process.returncode is not None or time.monotonic() > deadline:
+            raise FleetFailed(f"a worker did not become ready: {tail_of(member.console)}")
+        await asyncio.sleep(POLL_SECONDS)
 
 
 def tail_of(console: Path) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -156,6 +157,8 @@ async def measure_big(site: Site, records: int, prepare: list[tuple[int, int, in
 
 
 async def run(sources: int, partitioned: int, plan: Plan, database_url: str | None) -> None:
+    for task in asyncio.all_tasks():  # there is no other yet; cancelled, it leaves no process behind
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with database_under_test(database_url) as root, small_feeds() as server:
         print(f"{os.cpu_count()} cores, Python {platform.python_version()}; {await root.describe()}\n")
         if sources:

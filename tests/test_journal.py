@@ -53,7 +53,7 @@ def entries(count: int) -> sa.Subquery:
 
 class TestOrder:
     async def test_a_run_waits_for_its_turn(self, engine: Engine, database_url: str) -> None:
-        """A run whose turn comes late, because others write much into the journal, waits longer than for others."""
+        """A run waits for its turn longer than for other locks, and keeps it no longer than to commit."""
         await engine.sync([{"id": 1, "a": 1}])
         engine.serve([{"id": 1, "a": 2}])
         impatient = Database.connect(database_url, pool_size=2, lock_timeout_seconds=0.05)
@@ -61,8 +61,11 @@ class TestOrder:
         await other.execute("SELECT pg_advisory_lock($1)", JOURNAL_LOCK)
         run = asyncio.create_task(sync_data(impatient, engine.source))
         await until(engine.sql, WAITING, expected=True)
+        later: list[str] = []
+        sa.event.listen(impatient.engine.sync_engine, "before_cursor_execute", lambda *told: later.append(told[2]))
         await other.close()
         assert (await run).status == "succeeded"
+        assert later == []
         await impatient.close()
         await engine.check()
 
