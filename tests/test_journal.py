@@ -83,6 +83,8 @@ class TestOrder:
                         session.add(row)
                         await session.flush()
                         await insert_entries(session, row.id, mirror, entries(chance.randint(1, 3)))
+                        # Time for others to commit before, if they could.
+                        await session.execute(sa.select(sa.func.pg_sleep(chance.random() / 50)))
                         if chance.random() < 0.3:
                             raise ZeroDivisionError
 
