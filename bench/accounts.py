@@ -63,7 +63,7 @@ async def demand_all_done(connection: asyncpg.Connection, since: int, sources: C
 
 
 async def demand_journal(connection: asyncpg.Connection, since: int, synced: Mapping[Feed, int], rounds: int) -> int:
-    """Demand that the journal since a run says what feeds did since the rounds before, each thing once.
+    """Demand that the journal since a run says what feeds did between their rounds and these, each thing once.
 
     Returns how many changes there were.
     """

@@ -43,11 +43,12 @@ class Fleet:
         self._spent_seconds = 0.0
         """What workers used that are gone."""
         self.start_seconds = 0.0
-        """The longest that a worker has taken from its start until it took jobs."""
+        """The longest that one of the latest workers took from its start until it took jobs."""
         self.members: list[Member] = []
 
     async def start(self, count: int = 1) -> None:
         """Start workers, and wait until they take jobs."""
+        self.start_seconds = 0.0
         self.members += await asyncio.gather(*(self._start() for _ in range(count)))
 
     async def kill(self, place: int) -> None:

@@ -62,15 +62,15 @@ class Many:
         self,
         what: str,
         feeds: Sequence[Feed],
+        rounds: int,
         *,
         latency_seconds: float = 0.0,
         kills: int = 0,
         within_seconds: float = 0.0,
     ) -> Measured:
-        """Have one feed in five change, sync, and demand that the journal tells of every change once."""
-        server, connection = self.site.server, self.site.connection
-        run, rounds = await self.site.last_run(), server.rounds + 1
-        await server.steer(rounds=rounds, latency_seconds=latency_seconds)
+        """Have feeds go to another round, sync, and demand that the journal tells of every change once."""
+        connection, run = self.site.connection, await self.site.last_run()
+        await self.site.server.steer(rounds=rounds, latency_seconds=latency_seconds)
         await connection.execute("CHECKPOINT")
         names = [feed.name for feed in feeds]
         measured = await burst(self.site, what, names, kills=kills, within_seconds=within_seconds)
@@ -102,21 +102,27 @@ async def measure_many(site: Site, feeds: Sequence[Feed], plan: Plan, lines: lis
 
 
 async def measure_workers(many: Many, plan: Plan, lines: list[Measured]) -> None:
-    """Measure the workers that there are: all sources with kills, then some of them undisturbed, slow, and in turn."""
+    """Measure the workers that there are: all sources with kills, then some of them undisturbed, slow, and in turn.
+
+    One feed in five differs between a round and the next one, to which some feeds go and from which they come back.
+    """
     killed = f", {plan.kills} killed" if plan.kills else ""
-    lines.append(await many.burst(f"all due at once{killed}", many.feeds, kills=plan.kills))
+    rounds = max(many.synced.values()) + 1
+    lines.append(await many.burst(f"all due at once{killed}", many.feeds, rounds, kills=plan.kills))
     await many.check()
     some = many.site.chance.sample(many.feeds, min(plan.some, len(many.feeds)))
-    for latency_seconds in (0.0, *plan.latencies_seconds):
+    for number, latency_seconds in enumerate((0.0, *plan.latencies_seconds), start=1):
         slow = f", answers take {latency_seconds * 1000:g} ms" if latency_seconds else ""
         what = f"{len(some):,} due at once{slow}"
-        lines.append(await many.burst(what, some, latency_seconds=latency_seconds))
+        lines.append(await many.burst(what, some, rounds + number % 2, latency_seconds=latency_seconds))
     if plan.steady_seconds:
         share = min(plan.steady_seconds / plan.every_seconds, 1.0)
         due = many.site.chance.sample(many.feeds, max(round(len(many.feeds) * share), 1))
         what = f"each every {plan.every_seconds:g} s, watched for {plan.steady_seconds:g} s"
-        lines.append(await many.burst(what, due, within_seconds=plan.steady_seconds))
+        lines.append(await many.burst(what, due, rounds + 1, within_seconds=plan.steady_seconds))
     await many.check()
+    if ahead := [feed for feed, at in many.synced.items() if at != rounds]:
+        await many.burst("back to the others", ahead, rounds)
 
 
 async def measure_parts(root: Database, server: SmallFeeds, records: int, plan: Plan, lines: list[Measured]) -> None:

@@ -53,7 +53,7 @@ def _record(feed: int, key: int, revision: int) -> dict[str, Any]:
 
 
 def changes_of(feed: int, before: int, after: int) -> Counter[str]:
-    """Count what a journal must say after rounds in which the feed was not looked at, by operation."""
+    """Count what a journal must say once the feed has gone from one round to another, by operation."""
     old, new = records_of(feed, before), records_of(feed, after)
     return Counter(
         deleted=len(old.keys() - new.keys()),
@@ -108,13 +108,12 @@ async def steer(request: web.Request) -> web.Response:
     return web.json_response(wish)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SmallFeeds:
     """The running server, seen from the process that steers it."""
 
     address: str
     http: aiohttp.ClientSession
-    rounds: int = 0
 
     def url(self, feed: int) -> str:
         return f"{self.address}/feed/{feed}"
@@ -126,7 +125,6 @@ class SmallFeeds:
         self, *, rounds: int, latency_seconds: float = 0.0, prepare: list[tuple[int, int, int]] | None = None
     ) -> None:
         """Serve what there is after so many rounds, each answer this much later."""
-        self.rounds = rounds
         wish = {"rounds": rounds, "latency_seconds": latency_seconds, "prepare": prepare or []}
         async with self.http.post(f"{self.address}/control", json=wish) as response:
             response.raise_for_status()
