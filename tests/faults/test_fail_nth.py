@@ -200,7 +200,7 @@ async def test_the_source_may_go_at_every_byte(
             assert_holds(await engine.state(), {engine.key_of(record): record for record in AFTER[:3]})
             await engine.sync(dump(BEFORE))
         await engine.check()
-    assert failures > 20, "hardly anything was tried"
+    assert failures > 15, "hardly anything was tried"
 
 
 @contextmanager
