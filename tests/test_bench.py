@@ -6,6 +6,8 @@ import asyncio
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 EXPECTED_LINES = (
     "| first load |",
@@ -41,8 +43,8 @@ async def test_bench_measures_every_group_at_a_small_size() -> None:
 
 
 async def test_workers_lose_nothing_when_one_is_killed() -> None:
-    """Two workers, one of them killed and replaced, sync every source once and right; so do those of a feed's parts."""
-    small = ("--sources", "30", "--some", "5", "--latency", "0.05", "--steady", "0", "--partitioned", "2000")
+    """Two workers, one of them killed and replaced, sync every source once and right."""
+    small = ("--sources", "30", "--some", "5", "--latency", "0.05", "--steady", "0")
     table = await printed("bench.scaling", *small, "--workers", "2", "--kills", "1", "--heartbeat", "1")
     for line in (
         "| first load | 2 | 30 |",
@@ -50,4 +52,11 @@ async def test_workers_lose_nothing_when_one_is_killed() -> None:
         "| 5 due at once, answers take 50 ms |",
     ):
         assert line in table
-    assert "| 2,000 records, in 4 parts: 1 % changed | 2 | 4 |" in table
+
+
+@pytest.mark.soak
+async def test_a_feed_is_measured_in_parts() -> None:
+    """One big feed is loaded whole by one worker, and in parts by several."""
+    table = await printed("bench.scaling", "--sources", "0", "--partitioned", "2000", "--workers", "1,2")
+    for line in ("| 2,000 records, whole: first load | 1 | 1 |", "| 2,000 records, in 4 parts: 1 % changed | 2 | 4 |"):
+        assert line in table
