@@ -166,7 +166,7 @@ async def test_a_run_that_cannot_say_that_it_failed_is_given_up(wired: Engine, w
     await assert_runs_are_closed(wired)
 
 
-@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.soak)], ids=["some", "each"])
+@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.soak)], ids=["some", "each"])
 @pytest.mark.parametrize("resets", [False, True], ids=["closed", "reset"])
 @pytest.mark.parametrize(
     "answer",
@@ -200,7 +200,7 @@ async def test_the_source_may_go_at_every_byte(
             assert_holds(await engine.state(), {engine.key_of(record): record for record in AFTER[:3]})
             await engine.sync(dump(BEFORE))
         await engine.check()
-    assert failures > 15, "hardly anything was tried"
+    assert failures > 20, "hardly anything was tried"
 
 
 @contextmanager
